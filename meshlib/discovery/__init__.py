@@ -1,0 +1,1 @@
+"""Facts in: Kubernetes, DNS, files, static text. Each publishes the same Update."""

@@ -1,0 +1,87 @@
+"""Subchannel: what is remembered about one endpoint between two pickers (decision D4).
+
+Pickers are thrown away at every change; in-flight counts, latency and the ramp of a joiner live here. A Subchannel is
+created by the runtime (which injects the lock), one per (target, ip, port, pod uid), and referenced by pickers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from meshlib.model.endpoint import Endpoint
+
+#: Latency memory, seconds: weight of a sample falls to 1/e in this time (Finagle's and Linkerd's default).
+DECAY = 10.0
+#: A failure counts as at least this latency, seconds, so that an endpoint that fails fast does not look fast
+#: (decision D6; Linkerd's load biaser uses the same figure).
+FAILURE_PENALTY = 5.0
+
+Watcher = Callable[["Subchannel"], None]
+
+
+class Subchannel:
+    """In-flight count and latency of one endpoint. All methods may be called from any thread.
+
+    ``begin``/``end`` bracket a request (its body included); ``observe`` takes a latency sample when its headers came.
+    ``now`` and latencies are seconds of one monotonic clock.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "endpoint",
+        "ewma",
+        "ewma_at",
+        "failures",
+        "inflight",
+        "joined_at",
+        "lock",
+        "on_load",
+        "removed",
+        "requests",
+    )
+
+    def __init__(self, endpoint: Endpoint, lock: AbstractContextManager[object], joined_at: float = -math.inf) -> None:
+        self.endpoint = endpoint
+        self.lock = lock
+        #: When it joined a set that already had members; -inf: it was there from the start, no ramp.
+        self.joined_at = joined_at
+        self.inflight = 0
+        self.requests = 0  #: ended requests
+        self.failures = 0
+        self.ewma = -1.0  #: peak-sensitive mean latency in seconds; negative: no sample yet
+        self.ewma_at = 0.0
+        self.removed = False  #: left the set: no new requests, transports close when idle
+        self.on_load: Watcher | None = None  #: told (under no lock) when inflight fell; for pickers that index by load
+
+    def begin(self) -> None:
+        with self.lock:
+            self.inflight += 1
+
+    def end(self, failed: bool = False) -> None:
+        with self.lock:
+            self.inflight -= 1
+            self.requests += 1
+            if failed:
+                self.failures += 1
+        watcher = self.on_load
+        if watcher is not None:
+            watcher(self)
+
+    def observe(self, now: float, latency: float, failed: bool = False) -> None:
+        """Feed one latency sample (peak EWMA: a higher sample is taken over at once, a lower one decays in)."""
+        if failed and latency < FAILURE_PENALTY:
+            latency = FAILURE_PENALTY
+        with self.lock:
+            ewma = self.ewma
+            if ewma < 0.0 or latency >= ewma:
+                self.ewma = latency
+            else:
+                weight = math.exp(-max(0.0, now - self.ewma_at) / DECAY)
+                self.ewma = ewma * weight + latency * (1.0 - weight)
+            self.ewma_at = now
+
+    def __repr__(self) -> str:
+        latency = f"{self.ewma * 1000:.1f}ms" if self.ewma >= 0 else "no sample"
+        return f"<Subchannel {self.endpoint.authority} inflight={self.inflight} {latency}>"

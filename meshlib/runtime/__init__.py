@@ -1,0 +1,1 @@
+"""The only room that creates threads, event loops, locks, fork hooks and clocks."""

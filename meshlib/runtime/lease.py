@@ -1,0 +1,43 @@
+"""Lease: one picked endpoint, from the pick until the request, body included, has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from meshlib.model.endpoint import Endpoint
+from meshlib.pickers.subchannel import Subchannel
+
+
+class Lease:
+    """What a client holds while a request is in flight. May be used from any thread; ``done`` is idempotent.
+
+    Order: ``responded`` at most once, when headers came (or the connection failed); ``done`` when the body ended, the
+    call was cancelled, or the connection failed. A lease that is dropped without ``done`` would leak a count, so clients
+    call it in ``finally``.
+    """
+
+    __slots__ = ("_clock", "_done", "_failed", "_started", "subchannel")
+
+    def __init__(self, subchannel: Subchannel, clock: Callable[[], float], started: float) -> None:
+        self.subchannel = subchannel
+        self._clock = clock
+        self._started = started
+        self._failed = False
+        self._done = False
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.subchannel.endpoint
+
+    def responded(self, failed: bool = False) -> None:
+        """Take the latency sample. ``failed``: connection error, 5xx, UNAVAILABLE (decision D6)."""
+        now = self._clock()
+        self._failed = self._failed or failed
+        self.subchannel.observe(now, now - self._started, failed)
+
+    def done(self, failed: bool = False) -> None:
+        """The request is over; later calls do nothing."""
+        if self._done:
+            return
+        self._done = True
+        self.subchannel.end(failed or self._failed)
