@@ -1,0 +1,92 @@
+"""The keys that exist, and one source (file, environment, code) flattened into checked entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from meshlib.errors import ConfigError
+from meshlib.runtime.config import checks
+from meshlib.runtime.config.checks import Check
+
+#: ``("strict",)``, ``("aliases", "orders.internal")``, ``("target", "k8s:///orders:http", "picker")``.
+KeyPath = tuple[str, ...]
+
+
+class Entry(NamedTuple):
+    """A checked value and the place it was written in."""
+
+    value: Any
+    place: str
+
+
+Entries = dict[KeyPath, Entry]
+
+SCALARS: Mapping[str, Check] = {
+    "strict": checks.boolean,
+    "namespace": checks.namespace,
+    "cluster_domain": checks.domain,
+    "node": checks.node,
+    "zone": checks.zone,
+    "short_names": checks.boolean,
+    "sync_timeout": checks.seconds,
+    "sidecar": checks.one_of("auto", "ignore"),
+    "picker": checks.word,
+    "picker_settings": checks.table,
+    "hash_key": checks.hash_key,
+    "plugins": checks.words,
+}
+ADDRESS: Mapping[str, Check] = {
+    "allow": checks.networks,
+    "deny": checks.networks,
+    "allow_loopback": checks.boolean,
+}
+TARGET: Mapping[str, Check] = {
+    "picker": checks.word,
+    "settings": checks.table,
+    "hash_key": checks.hash_key,
+    "authority": checks.host,
+}
+TABLES = ("aliases", "address", "discovery", "target")
+
+
+def dotted(path: KeyPath) -> str:
+    """The path as TOML writes it: parts that are not bare words are quoted."""
+    return ".".join(
+        part if part.replace("_", "").replace("-", "").isalnum() else f'"{part}"' for part in path
+    )
+
+
+def flatten(raw: Mapping[str, Any], place: Callable[[KeyPath], str]) -> Entries:
+    """Check one source. ``place`` names where a key was written. Raises ConfigError at the first bad entry."""
+    entries: Entries = {}
+
+    def take(path: KeyPath, check: Check, value: Any) -> None:
+        where = place(path)
+        entries[path] = Entry(check(where, value), where)
+
+    for key, value in raw.items():
+        checks.known(place((str(key),)), key, (*SCALARS, *TABLES))
+        if key in SCALARS:
+            take((key,), SCALARS[key], value)
+            continue
+        for name, item in checks.table(place((key,)), value).items():
+            path = (key, name)
+            if key == "aliases":
+                host = checks.host(place(path), name)
+                if not host:
+                    raise ConfigError(place((key,)), "an alias needs a host name")
+                take((key, host), checks.target, item)
+            elif key == "address":
+                checks.known(place(path), name, ADDRESS)
+                take(path, ADDRESS[name], item)
+            else:
+                if key == "target":
+                    checks.target(place(path), name)
+                else:
+                    checks.word(place(path), name)
+                for setting, inner in checks.table(place(path), item).items():
+                    if key == "target":
+                        checks.known(place((*path, setting)), setting, TARGET)
+                    take((*path, setting), TARGET[setting] if key == "target" else checks.as_is, inner)
+    return entries

@@ -1,0 +1,120 @@
+"""The places settings are read from: environment variables and one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from meshlib.errors import ConfigError
+from meshlib.runtime.config import checks
+from meshlib.runtime.config.checks import Check
+from meshlib.runtime.config.keys import ADDRESS, SCALARS, TABLES, Entries, KeyPath, dotted, flatten
+
+FILE_VARIABLE = "MESHLIB_CONFIG"
+#: What a file nobody named is called; looked for in the working directory only.
+FILE_NAME = "meshlib.toml"
+#: Manifests usually set the node's name under this variable, through the downward API.
+_NODE_NAMES = ("MESHLIB_NODE_NAME", "NODE_NAME")
+_TRUE, _FALSE = frozenset(("1", "true", "yes", "on")), frozenset(("0", "false", "no", "off"))
+
+
+def variables() -> dict[KeyPath, tuple[str, ...]]:
+    """Which variables set which key; the first one that is set wins. Tables are written as JSON objects."""
+    names: dict[KeyPath, tuple[str, ...]] = {
+        (key,): (f"MESHLIB_{key.upper()}",) for key in (*SCALARS, *TABLES) if key != "address"
+    }
+    names |= {("address", key): (f"MESHLIB_ADDRESS_{key.upper()}",) for key in ADDRESS}
+    return names | {("node",): _NODE_NAMES}
+
+
+def read_environ(environ: Mapping[str, str], warnings: list[str]) -> Entries:
+    """Entries of all ``MESHLIB_*`` variables; empty ones count as not set. Raises ConfigError naming the variable."""
+    entries: Entries = {}
+    known = {FILE_VARIABLE}
+    for path, names in variables().items():
+        known.update(names)
+        name = next((name for name in names if environ.get(name)), "")
+        if not name:
+            continue
+        check = SCALARS.get(path[0]) if len(path) == 1 else ADDRESS[path[1]]
+        value = _from_text(name, check, environ[name])
+        raw = {path[0]: value} if len(path) == 1 else {path[0]: {path[1]: value}}
+
+        def place(inner: KeyPath, name: str = name, path: KeyPath = path) -> str:
+            return name if inner == path else f"{name}: {dotted(inner[1:])}"
+
+        entries.update(flatten(raw, place))
+    for name in environ:
+        # A Service called "meshlib" makes Kubernetes inject MESHLIB_SERVICE_HOST, MESHLIB_PORT_80_TCP and the like.
+        foreign = not name.startswith("MESHLIB_") or name.startswith(("MESHLIB_SERVICE_", "MESHLIB_PORT"))
+        if not foreign and name not in known:
+            hint = checks.did_you_mean(name, known)
+            warnings.append(f"{name} is not a variable that meshlib knows" + (f" ({hint})" if hint else ""))
+    return entries
+
+
+def _from_text(where: str, check: Check | None, text: str) -> Any:
+    """What a file would hold for this text: words for true and false, commas between list items, JSON for tables."""
+    if check is checks.boolean:
+        word = text.strip().lower()
+        if word not in _TRUE | _FALSE:
+            raise ConfigError(where, f"needs true or false, not {text!r}")
+        return word in _TRUE
+    if check is checks.seconds:
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigError(where, f"needs a number of seconds, not {text!r}") from None
+    if check in (checks.networks, checks.words):
+        return [item.strip() for item in text.split(",") if item.strip()]
+    if check is None or check is checks.table:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(where, f"needs a JSON object: {error}") from None
+    return text.strip()
+
+
+def read_file(named: str | Path | None, warnings: list[str]) -> tuple[Entries, str]:
+    """The file's entries and its name, or ({}, "") when there is none.
+
+    A file that was named must be readable; ``./meshlib.toml``, which nobody named, is used only when it belongs to
+    root or us and nobody else may write it: whoever can write to a working directory must not redirect traffic.
+    """
+    path = Path(named) if named else Path(FILE_NAME)
+    try:
+        with path.open("rb") as stream:
+            # of the open file, so that there is no gap between the check and the use
+            problem = "" if named else _untrusted(os.fstat(stream.fileno()))
+            content = b"" if problem else stream.read()
+    except OSError as error:
+        if named:
+            raise ConfigError(
+                str(path), f"cannot be read: {error.strerror}", "it was named, so it must be there"
+            ) from None
+        if isinstance(error, FileNotFoundError):
+            return {}, ""
+        problem, content = error.strerror or repr(error), b""
+    if problem:
+        warnings.append(f"./{FILE_NAME} ignored: {problem}; name it in {FILE_VARIABLE} to use it")
+        return {}, ""
+    try:
+        raw = tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(str(path), f"not valid TOML: {error}") from None
+    return flatten(raw, lambda key: f"{path}: {dotted(key)}"), str(path)
+
+
+def _untrusted(status: os.stat_result) -> str:
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if status.st_uid not in (0, os.geteuid()):
+        return f"it belongs to user {status.st_uid}, neither root nor us"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "others may write it"
+    return ""
