@@ -1,1 +1,13 @@
+"""IO out: what meshlib did, as log lines, counters and callbacks.
 
+The runtime owns one ``Observer`` and hands it to everybody as their ``emit``; it is the only sink of events.
+"""
+
+from __future__ import annotations
+
+from meshlib.observe.counters import Counters
+from meshlib.observe.hooks import Hooks
+from meshlib.observe.log import LogEvents
+from meshlib.observe.observer import Observer
+
+__all__ = ["Counters", "Hooks", "LogEvents", "Observer"]
