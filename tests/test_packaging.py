@@ -1,0 +1,90 @@
+"""What is shipped is what the repository says: files, metadata, dependencies, and an import that costs nothing."""
+
+from __future__ import annotations
+
+import ast
+import email.parser
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import meshlib
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+# import name → distribution, where they differ
+DISTRIBUTIONS = {"dns": "dnspython", "grpc": "grpcio", "yaml": "pyyaml", "httpcore": "httpx"}
+# Imported only where an application has installed and imported it itself.
+OPTIONAL = {"httpx2", "httpcore2", "h2"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    from hatchling.builders.wheel import WheelBuilder
+
+    path = next(
+        WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("dist")), versions=["standard"])
+    )
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+@pytest.mark.xdist_group("wheel")
+def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    assert "meshlib/py.typed" in names
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"meshlib", f"meshlib_sdk-{PROJECT['version']}.dist-info"}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "meshlib").rglob("*.py")}
+    assert sources <= names
+
+
+@pytest.mark.xdist_group("wheel")
+def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
+    [folder] = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+    metadata = email.parser.Parser().parsestr(wheel.read(f"{folder}/METADATA").decode())
+    assert metadata["Name"] == "meshlib-sdk"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert f"{folder}/licenses/LICENSE" in wheel.namelist()
+    assert set(metadata.get_all("Provides-Extra")) == {"http2", "all"}
+    assert "meshlib = meshlib.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
+
+
+def test_one_version() -> None:
+    assert meshlib.__version__ == PROJECT["version"]
+
+
+def imported_modules() -> set[str]:
+    found: set[str] = set()
+    for path in (ROOT / "meshlib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    return found
+
+
+def test_every_import_is_declared_and_every_dependency_used() -> None:
+    declared = {re.split(r"[<>=\[]", line)[0].strip() for line in PROJECT["dependencies"]}
+    foreign = imported_modules() - set(sys.stdlib_module_names) - {"meshlib"} - OPTIONAL
+    assert {DISTRIBUTIONS.get(name, name) for name in foreign} == declared
+
+
+def test_import_starts_nothing_and_loads_no_library() -> None:
+    program = """
+import sys, threading
+import meshlib
+heavy = {"httpx", "httpcore", "grpc", "kubernetes", "dns", "asyncio", "ssl", "socket"} & set(sys.modules)
+print(sorted(heavy), threading.active_count())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.split("\n")[0] == "[] 1"
