@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -54,17 +55,32 @@ class Picker(Protocol):
     def pick(self, info: PickInfo = NO_INFO, /) -> Subchannel | None: ...
 
 
+def no_lock() -> AbstractContextManager[object]:
+    """Stands where no lock factory was given: a picker that needs one fails when it is built, not under load."""
+    raise RuntimeError("this picker keeps shared counts: PickerContext.new_lock must be given, for example threading.Lock")
+
+
 @dataclass(frozen=True, slots=True)
 class PickerContext:
-    """What a picker may use when it is built: ``random`` gives floats in [0, 1), ``key`` identifies this client."""
+    """What a picker may use when it is built.
+
+    ``random`` gives floats in [0, 1) and may be called from any thread; ``client_identity`` identifies this client;
+    ``previous`` is the picker that is replaced, to carry a position or an index over (ignored when it is of another
+    policy); ``new_lock`` makes a lock for the few policies that share counts between threads.
+    """
 
     random: Callable[[], float]
     client_identity: str = ""
-    previous: Picker | None = None  #: the picker that is replaced, of the same policy; to carry a position or an index over
+    previous: Picker | None = None
+    new_lock: Callable[[], AbstractContextManager[object]] = no_lock
 
 
 class PickerBuilder(Protocol):
-    """Found by name (``name``), from the built-ins or the entry-point group ``meshlib.pickers``."""
+    """Found by name (``name``), from the built-ins or the entry-point group ``meshlib.pickers``.
+
+    Called on one thread at a time, never on the path of a request. ``subchannels`` may hold endpoints of weight 0: a
+    picker never picks them.
+    """
 
     name: str
     contract: ContractClass

@@ -9,14 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from math import exp
 
 from meshlib.model.endpoint import Endpoint
 
-#: Latency memory, seconds: weight of a sample falls to 1/e in this time (Finagle's and Linkerd's default).
+#: Latency memory, seconds: an estimate that no sample confirms falls to 1/e in this time (Finagle's, Linkerd's and
+#: go-zero's default; decision D6).
 DECAY = 10.0
 #: A failure counts as at least this latency, seconds, so that an endpoint that fails fast does not look fast
 #: (decision D6; Linkerd's load biaser uses the same figure).
 FAILURE_PENALTY = 5.0
+#: The least latency that is believed, seconds: a clock that did not advance would otherwise make an endpoint free of
+#: cost whatever its in-flight count. Below any real answer, loopback included.
+LEAST_LATENCY = 1e-6
 
 Watcher = Callable[["Subchannel"], None]
 
@@ -26,6 +31,9 @@ class Subchannel:
 
     ``begin``/``end`` bracket a request (its body included); ``observe`` takes a latency sample when its headers came.
     ``now`` and latencies are seconds of one monotonic clock.
+
+    ``ewma`` is the latency estimate as it was at ``ewma_at``; it fades from there (see ``observe``). Readers that
+    compare endpoints take both without the lock: a pair torn by a concurrent sample misjudges one pick a little.
     """
 
     __slots__ = (
@@ -50,7 +58,7 @@ class Subchannel:
         self.inflight = 0
         self.requests = 0  #: ended requests
         self.failures = 0
-        self.ewma = -1.0  #: peak-sensitive mean latency in seconds; negative: no sample yet
+        self.ewma = -1.0  #: peak-sensitive latency estimate in seconds; negative: no sample yet
         self.ewma_at = 0.0
         self.removed = False  #: left the set: no new requests, transports close when idle
         self.on_load: Watcher | None = None  #: told (under no lock) when inflight fell; for pickers that index by load
@@ -65,22 +73,35 @@ class Subchannel:
             self.requests += 1
             if failed:
                 self.failures += 1
-        watcher = self.on_load
+        if self.on_load is not None:
+            self._tell()
+
+    def _tell(self) -> None:
+        watcher = self.on_load  # once more: it may have been taken away meanwhile
         if watcher is not None:
             watcher(self)
 
     def observe(self, now: float, latency: float, failed: bool = False) -> None:
-        """Feed one latency sample (peak EWMA: a higher sample is taken over at once, a lower one decays in)."""
+        """Feed one latency sample: the estimate is the sample, or what is left of the higher one before.
+
+        This is Finagle's Peak EWMA, whose estimate fades with every look at it and jumps to each sample above: bad news
+        is believed at once, good news as fast as the memory of the bad fades (``DECAY``), and an endpoint that was slow
+        is as good as new when a probe after a long rest comes back fast.
+        """
         if failed and latency < FAILURE_PENALTY:
             latency = FAILURE_PENALTY
+        elif latency < LEAST_LATENCY:
+            latency = LEAST_LATENCY
         with self.lock:
-            ewma = self.ewma
-            if ewma < 0.0 or latency >= ewma:
-                self.ewma = latency
+            if latency < self.ewma:
+                age = now - self.ewma_at
+                if age > 0.0:
+                    faded = self.ewma * exp(-age / DECAY)
+                    self.ewma = faded if faded > latency else latency
+                    self.ewma_at = now
             else:
-                weight = math.exp(-max(0.0, now - self.ewma_at) / DECAY)
-                self.ewma = ewma * weight + latency * (1.0 - weight)
-            self.ewma_at = now
+                self.ewma = latency
+                self.ewma_at = now
 
     def __repr__(self) -> str:
         latency = f"{self.ewma * 1000:.1f}ms" if self.ewma >= 0 else "no sample"

@@ -1,0 +1,45 @@
+"""least_request: the less busy one of two drawn at random, by requests in flight from this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from meshlib.pickers.base import NO_INFO, ContractClass, Picker, PickerContext, PickInfo
+from meshlib.pickers.subchannel import Subchannel
+from meshlib.pickers.two_choices import TwoChoicesPicker, parse_window
+
+
+class LeastRequest(TwoChoicesPicker):
+    __slots__ = ()
+
+    def pick(self, info: PickInfo = NO_INFO, /) -> Subchannel | None:
+        if info.now < self._careful_until or info.exclude:
+            return self._carefully(info)
+        others = self._others
+        k = int(self._random() * self._pairs)
+        i = k // others
+        chosen = self._twice[i]
+        other = self._twice[i + 1 + k % others]
+        if other.inflight < chosen.inflight:
+            chosen = other
+        with chosen.lock:
+            chosen.inflight += 1
+        return chosen
+
+    def _cost(self, index: int, now: float) -> float:
+        return self._load(index)
+
+
+class LeastRequestBuilder:
+    name = "least_request"
+    contract = ContractClass.LOAD_AWARE
+
+    def parse_config(self, settings: Mapping[str, object], where: str) -> float:
+        return parse_window(settings, where)
+
+    def build(self, subchannels: Sequence[Subchannel], config: object, context: PickerContext) -> Picker:
+        assert isinstance(config, float)
+        return LeastRequest(subchannels, config, context)
+
+
+BUILDER = LeastRequestBuilder()
