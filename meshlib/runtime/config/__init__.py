@@ -6,8 +6,16 @@ merged entry by entry under the same rule. Every value remembers its place, for 
 
 from __future__ import annotations
 
-from meshlib.runtime.config.environment import target_defaults
+from meshlib.runtime.config.environment import address_policy, alias_targets, target_defaults
 from meshlib.runtime.config.load import load_config
 from meshlib.runtime.config.settings import AddressSettings, Config, TargetSettings
 
-__all__ = ["AddressSettings", "Config", "TargetSettings", "load_config", "target_defaults"]
+__all__ = [
+    "AddressSettings",
+    "Config",
+    "TargetSettings",
+    "address_policy",
+    "alias_targets",
+    "load_config",
+    "target_defaults",
+]

@@ -83,6 +83,17 @@ zone = _matching(_LABEL_VALUE, "a zone name", "eu-west-1a")
 host = _matching(_NAME, "a host name", "orders.internal", lower=True)
 
 
+def host_and_port(where: str, value: Any) -> str:
+    """``host`` or ``host:port``, in lower case."""
+    name, colon, port = text(where, value).partition(":")
+    if colon and not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ConfigError(where, f"{value!r} has no port from 1 to 65535 after the colon")
+    checked: str = host(where, name)
+    if not checked:
+        raise ConfigError(where, "needs a host name", "for example 'orders.internal'")
+    return checked + colon + port
+
+
 def seconds(where: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(where, f"needs a number of seconds, not {_kind(value)}")

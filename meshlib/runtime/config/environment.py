@@ -1,18 +1,20 @@
-"""What the environment adds to a target text: namespace, cluster domain, search list, ndots."""
+"""What the environment adds to a target text, and the configuration in the model's own words."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from meshlib.model.target import TargetDefaults
+from meshlib.discovery.dns.names import parse_resolv_conf
+from meshlib.errors import ConfigError, TargetError
+from meshlib.model.address import AddressPolicy
+from meshlib.model.hosts import cluster_domain_of
+from meshlib.model.target import Target, TargetDefaults
 from meshlib.runtime.config.checks import LABEL
 from meshlib.runtime.config.settings import Config
 
 #: Where a pod finds its own namespace (fixed by Kubernetes' service account admission).
 NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 RESOLV_CONF = "/etc/resolv.conf"
-#: resolv.conf(5): the resolver library caps ndots at this.
-_MAX_NDOTS = 15
 
 
 def target_defaults(
@@ -24,15 +26,31 @@ def target_defaults(
     is the configured one, else what follows ``svc.`` in resolv.conf's search list (decision D1), else
     ``cluster.local``.
     """
-    search, ndots = _read_resolv_conf(_content(resolv_conf))
+    resolver = parse_resolv_conf(_content(resolv_conf))
     namespace = config.namespace or _content(namespace_file).strip()
-    learned = next((name.removeprefix("svc.") for name in search if name.startswith("svc.")), "")
     return TargetDefaults(
         namespace=namespace if LABEL.fullmatch(namespace) else "default",
-        cluster_domain=config.cluster_domain or learned or "cluster.local",
-        search=search,
-        ndots=ndots,
+        cluster_domain=config.cluster_domain or cluster_domain_of(resolver.search) or "cluster.local",
+        search=resolver.search,
+        ndots=resolver.ndots,
     )
+
+
+def alias_targets(config: Config, defaults: TargetDefaults) -> dict[str, Target]:
+    """``[aliases]`` parsed: ``host`` or ``host:port`` in lower case to its Target. Raises ConfigError."""
+    found = {}
+    for name, text in config.aliases.items():
+        try:
+            found[name] = Target.parse(text, defaults)
+        except TargetError as error:
+            raise ConfigError(config.source("aliases", name), str(error)) from None
+    return found
+
+
+def address_policy(config: Config) -> AddressPolicy:
+    """``[address]`` as the policy that every address of a control plane must pass."""
+    settings = config.address
+    return AddressPolicy(allow_loopback=settings.allow_loopback, allow=settings.allow, deny=settings.deny)
 
 
 def _content(path: str | Path) -> str:
@@ -40,20 +58,3 @@ def _content(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:  # no such file: not in a pod, or no resolver configured
         return ""
-
-
-def _read_resolv_conf(text: str) -> tuple[tuple[str, ...], int]:
-    search: tuple[str, ...] = ()
-    ndots = 1
-    for line in text.splitlines():
-        words = line.split("#")[0].split(";")[0].split()
-        if not words:
-            continue
-        if words[0] in ("search", "domain"):  # the last one wins: resolv.conf(5)
-            search = tuple(word.lower().removesuffix(".") for word in words[1:])
-        elif words[0] == "options":
-            for word in words[1:]:
-                name, _, number = word.partition(":")
-                if name == "ndots" and number.isascii() and number.isdigit():
-                    ndots = min(int(number), _MAX_NDOTS)
-    return search, ndots

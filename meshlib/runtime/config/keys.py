@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from meshlib.errors import ConfigError
 from meshlib.runtime.config import checks
 from meshlib.runtime.config.checks import Check
 
@@ -73,10 +72,7 @@ def flatten(raw: Mapping[str, Any], place: Callable[[KeyPath], str]) -> Entries:
         for name, item in checks.table(place((key,)), value).items():
             path = (key, name)
             if key == "aliases":
-                host = checks.host(place(path), name)
-                if not host:
-                    raise ConfigError(place((key,)), "an alias needs a host name")
-                take((key, host), checks.target, item)
+                take((key, checks.host_and_port(place(path), name)), checks.target, item)
             elif key == "address":
                 checks.known(place(path), name, ADDRESS)
                 take(path, ADDRESS[name], item)

@@ -17,6 +17,10 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 _DEFAULTS = TargetDefaults()
 
 
+def _nothing() -> Any:
+    return _EMPTY  # dataclasses take no unhashable default, and a mapping proxy is one
+
+
 @dataclass(frozen=True, slots=True)
 class AddressSettings:
     """``[address]``: networks that the address policy lets through or refuses in addition to its own rules."""
@@ -31,7 +35,7 @@ class TargetSettings:
     """How one target is balanced. ``where`` names the place that ``picker`` and ``settings`` came from."""
 
     picker: str
-    settings: Mapping[str, Any] = _EMPTY
+    settings: Mapping[str, Any] = field(default_factory=_nothing)
     hash_key: str = ""
     authority: str = ""
     where: str = "default"
@@ -56,16 +60,16 @@ class Config:
     sync_timeout: float = 1.0
     sidecar: str = "auto"
     picker: str = "peak_ewma"
-    picker_settings: Mapping[str, Any] = _EMPTY
+    picker_settings: Mapping[str, Any] = field(default_factory=_nothing)
     hash_key: str = ""
     plugins: tuple[str, ...] = ()
-    aliases: Mapping[str, str] = _EMPTY
+    aliases: Mapping[str, str] = field(default_factory=_nothing)
     address: AddressSettings = AddressSettings()
-    discovery: Mapping[str, Mapping[str, Any]] = _EMPTY
-    target: Mapping[str, Mapping[str, Any]] = _EMPTY
+    discovery: Mapping[str, Mapping[str, Any]] = field(default_factory=_nothing)
+    target: Mapping[str, Mapping[str, Any]] = field(default_factory=_nothing)
     file: str = ""  #: the file that was read; empty: none
     warnings: tuple[str, ...] = ()
-    sources: Mapping[str, str] = field(default=_EMPTY, repr=False)  #: dotted key -> place
+    sources: Mapping[str, str] = field(default_factory=_nothing, repr=False)  #: dotted key -> place
 
     def source(self, *path: str) -> str:
         """Where a value came from: ``source("strict")``, ``source("aliases", "orders.internal")``; else "default"."""

@@ -1,0 +1,99 @@
+"""``meshlib check-url``: decision D1 shown for one URL."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from meshlib.cli.exits import EPILOG, NEGATIVE, OK, stop
+from meshlib.cli.output import output_option, print_json, visible
+from meshlib.cli.settings import command_config
+from meshlib.errors import ConfigError
+from meshlib.model.hosts import HostKind, match_host
+from meshlib.runtime.config import Config, alias_targets, target_defaults
+
+_DECISIONS = {
+    HostKind.ALIAS: "balanced",
+    HostKind.CLUSTER: "balanced",
+    HostKind.SHORT: "balanced if known",
+    HostKind.NOT_OURS: "untouched",
+}
+_MEANINGS = {
+    "balanced": "meshlib picks an endpoint for every request.",
+    "balanced if known": "balanced once one of these Services is known; until then the request takes its usual way.",
+    "untouched": "the request takes its usual way; meshlib looks nothing up for it.",
+}
+
+
+def explain_url(url: str, config: Config) -> dict[str, Any]:
+    """What happens to a request to ``url``; ValueError when it is not a URL with a scheme and a host."""
+    parts = urlsplit(url)
+    if not parts.scheme or not parts.hostname:
+        raise ValueError(
+            f"{url!r} is not a URL with a scheme and a host; for example http://orders.shop.svc/items"
+        )
+    defaults = target_defaults(config)
+    match = match_host(
+        parts.scheme,
+        parts.hostname,
+        parts.port,
+        defaults,
+        alias_targets(config, defaults),
+        config.short_names,
+    )
+    decision = _DECISIONS[match.kind]
+    targets = []
+    for target in match.targets:
+        settings = config.for_target(str(target), defaults=defaults)
+        targets.append(
+            {
+                "target": str(target),
+                "authority": settings.authority or parts.hostname,
+                "picker": settings.picker,
+                "picker_source": settings.where,
+            }
+        )
+    return {
+        "url": url,
+        "decision": decision,
+        "meaning": _MEANINGS[decision],
+        "kind": match.kind.value,
+        "reason": match.reason,
+        "targets": targets,
+        "namespace": defaults.namespace,
+        "cluster_domain": defaults.cluster_domain,
+    }
+
+
+@click.command("check-url", epilog=EPILOG)
+@click.argument("url")
+@click.option("--namespace", "-n", default="", help="Namespace to judge from (default: the pod's own).")
+@output_option
+def command(url: str, namespace: str, output: str) -> None:
+    """Say what would happen to requests to URL, and why. Asks nobody: it only reads the configuration.
+
+    \b
+    Examples:
+      meshlib check-url http://orders.shop.svc/items
+      meshlib check-url http://orders:8080/ --namespace shop
+      meshlib check-url https://example.com/
+    """
+    try:
+        found = explain_url(url, command_config(namespace=namespace))
+    except ConfigError as error:
+        stop(error)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if output == "json":
+        print_json(found)
+    else:
+        click.echo(f"{visible(url)}: {found['decision']}")
+        click.echo(f"  {found['meaning']}")
+        click.echo(f"  why: {visible(found['reason'])}")
+        for target in found["targets"]:
+            click.echo(
+                f"  target: {target['target']}  (picker {target['picker']}, from {target['picker_source']})"
+            )
+    raise SystemExit(NEGATIVE if found["decision"] == "untouched" else OK)
