@@ -1,10 +1,70 @@
 """meshlib: the service mesh that is a Python import.
 
-Importing starts nothing and loads none of httpx, grpc, kubernetes or dns; the public names are looked up on first use.
+Importing starts nothing and loads none of httpx, grpc, kubernetes or dns: the public names below are looked up on first
+use (PEP 562).
+
+* ``Mesh``, ``Target``, ``ready``: discovery and picking for any client.
+* ``wrap``, ``unwrap``, ``MeshTransport``, ``AsyncMeshTransport``: httpx.
+* ``meshlib.grpc.insecure_channel`` and friends: grpc and grpc.aio.
+* ``load_config``, ``errors``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meshlib import errors
+    from meshlib.clients.httpx import AsyncMeshTransport, MeshTransport, unwrap, wrap
+    from meshlib.model.endpoint import Endpoint
+    from meshlib.model.target import Target
+    from meshlib.runtime.config import Config, load_config
+    from meshlib.runtime.mesh import Mesh, default_mesh, ready
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncMeshTransport",
+    "Config",
+    "Endpoint",
+    "Mesh",
+    "MeshTransport",
+    "Target",
+    "default_mesh",
+    "errors",
+    "load_config",
+    "ready",
+    "unwrap",
+    "wrap",
+]
+
+_HOMES = {
+    "AsyncMeshTransport": "meshlib.clients.httpx",
+    "Config": "meshlib.runtime.config",
+    "Endpoint": "meshlib.model.endpoint",
+    "Mesh": "meshlib.runtime.mesh",
+    "MeshTransport": "meshlib.clients.httpx",
+    "Target": "meshlib.model.target",
+    "default_mesh": "meshlib.runtime.mesh",
+    "load_config": "meshlib.runtime.config",
+    "ready": "meshlib.runtime.mesh",
+    "unwrap": "meshlib.clients.httpx",
+    "wrap": "meshlib.clients.httpx",
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _HOMES:
+        value: object = getattr(import_module(_HOMES[name]), name)
+    elif name in ("errors", "grpc", "httpx"):
+        value = import_module(f"meshlib.{name}")
+    else:
+        raise AttributeError(f"module 'meshlib' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,9 +11,9 @@ from meshlib.pickers.subchannel import Subchannel
 class Lease:
     """What a client holds while a request is in flight. May be used from any thread; ``done`` is idempotent.
 
-    Order: ``responded`` at most once, when headers came (or the connection failed); ``done`` when the body ended, the
-    call was cancelled, or the connection failed. A lease that is dropped without ``done`` would leak a count, so clients
-    call it in ``finally``.
+    Order: ``responded`` at most once, when headers came (or the connection failed); ``done`` when the body ended,
+    the call was cancelled, or the connection failed. A lease that is dropped without ``done`` would leak a count, so
+    clients call it in ``finally``.
     """
 
     __slots__ = ("_clock", "_done", "_failed", "_started", "subchannel")
@@ -41,3 +41,20 @@ class Lease:
             return
         self._done = True
         self.subchannel.end(failed or self._failed)
+
+
+class ServiceLease(Lease):
+    """The one try through the Service address after every endpoint refused; an answer makes it sticky (decision D3)."""
+
+    __slots__ = ("_answered",)
+
+    def __init__(
+        self, subchannel: Subchannel, clock: Callable[[], float], started: float, answered: Callable[[], None]
+    ) -> None:
+        super().__init__(subchannel, clock, started)
+        self._answered = answered
+
+    def responded(self, failed: bool = False) -> None:
+        super().responded(failed)
+        if not failed:
+            self._answered()

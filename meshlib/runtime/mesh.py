@@ -1,80 +1,323 @@
-"""Mesh: the public handle on the process runtime, and TargetHandle: one target of it."""
+"""Mesh: the public handle on the process runtime (decision D10)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
 from typing import Any
 
+from meshlib.discovery.dns import lookup as dns_lookup
+from meshlib.errors import ConfigError, MeshClosed
+from meshlib.model.events import EntrySkipped
+from meshlib.model.service import Service
+from meshlib.model.slices import EndpointSlice
 from meshlib.model.target import Target
+from meshlib.model.update import Snapshot
+from meshlib.model.vantage import VantagePoint
+from meshlib.pickers.base import Picker, PickerContext
+from meshlib.pickers.hash_key import parse_hash_key
 from meshlib.pickers.subchannel import Subchannel
-from meshlib.runtime.lease import Lease
-
-
-class TargetHandle:
-    """One target of one Mesh: cheap to hold, shared by all clients that use the target.
-
-    ``target`` is the parsed target. Errors of all acquire methods are children of ``errors.ResolveError``: NoEndpoints,
-    NoLocalEndpoints, ServiceNotFound, UnknownPort (all at once), NotSynced and PickTimeout (after the bounded wait).
-    """
-
-    target: Target
-
-    def try_acquire(self, hash_key: str | bytes | None = None, exclude: Collection[Subchannel] = ()) -> Lease | None:
-        """Pick now, never blocking. None: nothing known yet (wait with acquire), or all were excluded."""
-        raise NotImplementedError
-
-    def acquire(
-        self, timeout: float | None = None, hash_key: str | bytes | None = None, exclude: Collection[Subchannel] = ()
-    ) -> Lease:
-        """Pick, waiting for the first knowledge (D3: at most min(timeout, 1 s)). Blocks the thread; never on a loop."""
-        raise NotImplementedError
-
-    async def acquire_async(
-        self, timeout: float | None = None, hash_key: str | bytes | None = None, exclude: Collection[Subchannel] = ()
-    ) -> Lease:
-        """The same for asyncio (any running loop)."""
-        raise NotImplementedError
-
-    def service_address(self) -> Lease | None:
-        """The Service's own address (clusterIP:port) as a lease, for the one try when all endpoints refuse; else None."""
-        raise NotImplementedError
-
-    def all_refused(self) -> Lease | None:
-        """A client reports that every endpoint refused its connection: sticky switch to the Service address (D3).
-
-        Returns a lease on it, or None when there is none (headless, static, DNS) or the Mesh is strict.
-        """
-        raise NotImplementedError
-
-    def on_removed(self, callback: Callable[[Subchannel], None]) -> None:
-        """Register (weakly) a callback for subchannels that left the set; called on the control thread."""
-        raise NotImplementedError
-
-    def pick(self, *, hash_key: str | bytes | None = None, timeout: float | None = None) -> Any:
-        """``with handle.pick() as endpoint:`` and ``async with handle.pick() as endpoint:`` (decision D10)."""
-        raise NotImplementedError
+from meshlib.policies import order
+from meshlib.runtime import place, process
+from meshlib.runtime.balancer import Balancer, Surroundings, Way
+from meshlib.runtime.clock import SYSTEM
+from meshlib.runtime.config import Config, TargetSettings, address_policy, load_config, target_defaults
+from meshlib.runtime.handle import Live, TargetHandle
+from meshlib.runtime.lookup import DnsFallback
+from meshlib.runtime.names import UrlTable
+from meshlib.runtime.observing import emit
+from meshlib.runtime.registry import picker_builder, resolver_builder
+from meshlib.runtime.watch import DNS_TIMEOUT, TargetWatch
 
 
 class Mesh:
-    """A handle on the process runtime (decision D10). Thread-safe; usable after fork; nothing starts before first use.
+    """Targets, their state and their watches. Thread-safe, usable after fork; nothing starts before first use.
 
-    ``strict``: every fall-back of decision D3 becomes an error.
+    Watches are shared by all Meshes of a process that use the same control plane; balancer state belongs to one
+    Mesh. ``strict``: every fall-back of decision D3 becomes an error. ``config``: a ``load_config()`` result; by
+    default it is read from the environment and ``meshlib.toml``. Raises ConfigError.
     """
 
-    def __init__(self, *, strict: bool | None = None, config: Any = None) -> None:
-        raise NotImplementedError
+    def __init__(self, *, strict: bool | None = None, config: Config | None = None) -> None:
+        if config is None:
+            config = load_config({} if strict is None else {"strict": strict})
+        self.config = config
+        self.strict = config.strict if strict is None else strict
+        self.defaults = target_defaults(config)
+        self.policy = address_policy(config)
+        self._lock = threading.Lock()
+        self._handles: dict[tuple[Target, str], TargetHandle] = {}
+        self._urls = UrlTable(self)
+        self._place: place.Place | None = None
+        self._closed = False
+        self._watches: list[TargetWatch] = []
+        process.rebuild_after_fork(self)
+        # A Mesh that is dropped without close() takes its watches with it. The finalizer may run in any thread, in the
+        # middle of anything, so it only asks the control loop to do it.
+        weakref.finalize(self, process.abandon, self._watches).atexit = False
+
+    # -- targets -------------------------------------------------------------------------------------------------
 
     def target(self, target: str | Target, *, authority: str | None = None) -> TargetHandle:
-        raise NotImplementedError
+        """The handle for a target; the same one for equal arguments. Does not block and starts no watch yet.
+
+        ``authority``: the logical host for TLS and ``Host`` instead of the target's own. Raises TargetError,
+        ConfigError (unknown scheme or picker, bad settings; names the place) and MeshClosed.
+        """
+        parsed = Target.parse(target, self.defaults) if isinstance(target, str) else target
+        settings = self.config.for_target(str(parsed))
+        logical = authority or settings.authority or parsed.authority
+        key = (parsed, logical)
+        handle = self._handles.get(key)
+        if handle is None:
+            resolver_builder(
+                parsed.scheme
+            )  # imports the resolver here, in the caller's thread, and checks the name
+            self._parse_settings(settings)
+            spec = parse_hash_key(settings.hash_key, settings.where) if settings.hash_key else None
+            with self._lock:
+                self._check_open()
+                handle = self._handles.setdefault(key, TargetHandle(self, parsed, logical, spec))
+        return handle
 
     def for_url(self, scheme: str, host: str, port: int | None) -> TargetHandle | None:
-        """Decision D1: the handle if this URL's host is ours now, else None (the bare path). Never blocks. O(1) when cached."""
-        raise NotImplementedError
+        """Decision D1: the handle if this URL's host is ours now, else None (the bare path). Never blocks."""
+        return self._urls.find(scheme, host, port)
+
+    def now(self) -> float:
+        """Seconds of the runtime's monotonic clock."""
+        return SYSTEM.now()
+
+    def release(self, handle: TargetHandle) -> None:
+        """Stop watching a target; a later use of the handle starts it again."""
+        handle.stop()
+
+    @property
+    def handles(self) -> tuple[TargetHandle, ...]:
+        return tuple(self._handles.values())
+
+    # -- life ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        raise NotImplementedError
+        """Release watches and state; later calls raise MeshClosed. The last open Mesh of a process stops its thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            handles, self._handles = self._handles, {}
+        for handle in handles.values():
+            handle.stop()
+        self._watches.clear()
+        process.leave(self)
+
+    def __enter__(self) -> Mesh:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Mesh:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise MeshClosed("this Mesh was closed")
+
+    def after_fork(self) -> None:
+        """In a forked child: new locks; handles start anew on next use, from their last snapshot."""
+        self._lock = threading.Lock()
+        self._watches.clear()
+        self._place = None
+        self._urls.after_fork()
+        for handle in self._handles.values():
+            handle.after_fork()
+
+    # -- starting a target ---------------------------------------------------------------------------------------
+
+    def start_target(
+        self, handle: TargetHandle, seed: Snapshot | None, removed: Callable[[Subchannel], None]
+    ) -> Live:
+        """Called by the handle on first use (any thread, under its lock)."""
+        self._check_open()
+        runtime = process.enter(self)
+        where = self._place
+        if where is None:
+            where = self._place = place.Place(
+                self.config.node, self.config.zone, place.own_addresses(os.environ)
+            )
+        mesh = weakref.ref(self)
+        target = handle.target
+
+        def vantage(slices: Sequence[EndpointSlice]) -> VantagePoint:
+            before = where.vantage
+            where.learn(slices)
+            if where.vantage != before and (owner := mesh()) is not None:
+                runtime.control.call(owner._decide_again)
+            return where.vantage
+
+        detects = target.scheme == "k8s" and self.config.sidecar == "auto"
+        builder = _PickerFactory(self.config, str(target), runtime.clock.random)
+        balancer = Balancer(
+            target,
+            Surroundings(
+                now=runtime.clock.now,
+                emit=emit,
+                make_subchannel=lambda endpoint, joined: Subchannel(endpoint, threading.Lock(), joined),
+                build_picker=builder,
+                vantage=vantage,
+                mesh_present=lambda: runtime.mesh_present if detects else "",
+                strict=self.strict,
+            ),
+        )
+        tell = weakref.WeakMethod(
+            removed
+        )  # the control thread must not keep a dropped Mesh alive through its handles
+
+        def gone(subchannel: Subchannel) -> None:
+            if (callback := tell()) is not None:
+                callback(subchannel)
+
+        balancer.on_removed(gone)
+        if seed is not None:
+            balancer.apply(seed)
+        watch = self._watch(runtime, balancer)
+        self._watches.append(watch)
+        runtime.control.call(runtime.start_watch, watch, detects)
+        return Live(balancer, balancer.cell, watch, runtime.clock.now, runtime.control.call)
+
+    def _watch(self, runtime: process.ProcessRuntime, balancer: Balancer) -> TargetWatch:
+        config, policy = self.config, self.policy
+        context = runtime.context(config.discovery.get("dns", {}), policy)
+
+        async def addresses(host: str) -> tuple[str, ...]:
+            return await dns_lookup.addresses(host, context, DNS_TIMEOUT)
+
+        async def srv(name: str) -> tuple[tuple[str, int], ...]:
+            return await dns_lookup.srv(name, context, DNS_TIMEOUT)
+
+        return TargetWatch(
+            balancer,
+            resolver=lambda scheme: runtime.resolver(scheme, config.discovery.get(scheme, {}), policy),
+            defaults=self.defaults,
+            lookup=DnsFallback(self.defaults, policy, addresses, srv),
+            spawn=lambda coroutine, name: runtime.control.spawn(coroutine, name=name),
+            sleep=asyncio.sleep,
+            sync_timeout=config.sync_timeout,
+        )
+
+    def _decide_again(self) -> None:
+        """Our own place became known: targets that stood back for lack of it go on to the pods (control thread)."""
+        for handle in self.handles:
+            live = handle.live
+            if live is not None and live.balancer.way is Way.SERVICE:
+                live.balancer.decide()
+
+    def _parse_settings(self, settings: TargetSettings) -> None:
+        picker_builder(settings.picker).parse_config(settings.settings, settings.where)
+
+
+class _PickerFactory:
+    """Builds the pickers of one target, following what the Service's annotations may change."""
+
+    def __init__(self, config: Config, label: str, random: Callable[[], float]) -> None:
+        self._config = config
+        self._label = label
+        self._random = random
+        self._warned: tuple[str, ...] = ()
+        self._affinity: Any = None
+        self._policy: object = None
+
+    def __call__(
+        self, subchannels: Sequence[Subchannel], service: Service | None, previous: Picker | None
+    ) -> Picker:
+        annotations = dict(service.annotations) if service is not None else {}
+        settings = self._config.for_target(
+            self._label, annotations, service=str(service.key) if service else ""
+        )
+        self._warn(settings.warnings)
+        builder = picker_builder(settings.picker)
+        try:
+            parsed = builder.parse_config(settings.settings, settings.where)
+        except (
+            ConfigError
+        ) as error:  # only an annotation gets here: local settings were checked when the handle was made
+            self._warn((str(error),))
+            settings = self._config.for_target(self._label)
+            builder = picker_builder(settings.picker)
+            parsed = builder.parse_config(settings.settings, settings.where)
+        policy = (settings.picker, repr(settings.settings))
+        context = PickerContext(
+            random=self._random,
+            client_identity=client_identity(),
+            previous=previous if policy == self._policy else None,
+        )
+        self._policy = policy
+        return order.plan(subchannels, builder, parsed, context)
+
+    def _warn(self, warnings: tuple[str, ...]) -> None:
+        if warnings and warnings != self._warned:
+            self._warned = warnings
+            for warning in warnings:
+                emit(EntrySkipped("configuration", self._label, warning))
+
+
+def client_identity() -> str:
+    """Identifies this process for hash policies: the pod's name where there is one, and the pid."""
+    return f"{os.environ.get('HOSTNAME', '')}/{os.getpid()}"
+
+
+_default_lock = threading.Lock()
+_default: Mesh | None = None
 
 
 def default_mesh() -> Mesh:
-    """The Mesh that ``wrap`` and ``install`` use; one per process, made on first use."""
-    raise NotImplementedError
+    """The Mesh that ``wrap`` and the channel functions use when none is given; one per process, made on first use."""
+    global _default
+    with _default_lock:
+        if _default is None or _default.closed:
+            _default = Mesh()
+        return _default
+
+
+def _new_default_lock() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_default_lock)
+
+
+async def ready(
+    targets: str | Target | Iterable[str | Target], *, timeout: float = 10.0, mesh: Mesh | None = None
+) -> None:
+    """Wait until discovery has spoken about every target: for readiness probes and start-up hooks.
+
+    "Spoken" means that there is a set, or a known no (an empty Service does not make its callers unready). Raises
+    NotSynced for the first target that is still unknown after ``timeout`` seconds, and TargetError for a bad target.
+    """
+    owner = mesh or default_mesh()
+    wanted = [targets] if isinstance(targets, (str, Target)) else list(targets)
+    handles = [owner.target(target) for target in wanted]
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    for handle in handles:
+        while not handle.synced:
+            left = deadline - loop.time()
+            if left <= 0:
+                raise handle.balancer.not_synced()
+            await handle.wait_for_change_async(left)

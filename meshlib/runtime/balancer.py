@@ -1,0 +1,337 @@
+"""Balancer: turns the Updates of one target into the State that callers see.
+
+Runs on the control thread only (``cell`` is what everybody reads). It does no IO: the watch feeds it Updates, the
+answers of the DNS fall-back and the passing of time, and it decides which of four ways calls take:
+
+* ``pods``: the eligible endpoints, picked in process;
+* ``service``: the Service's own address, when the pods cannot or must not be dialled from here (decision D3);
+* ``dns``: what the bare client would have dialled, while nothing is known;
+* an error, when the answer is known to be no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from meshlib.errors import (
+    NoEndpoints,
+    NoLocalEndpoints,
+    NotSynced,
+    ResolveError,
+    ServiceNotFound,
+    UnknownPort,
+)
+from meshlib.model.eligibility import eligible
+from meshlib.model.endpoint import Endpoint, EndpointSet, Verdict
+from meshlib.model.events import EndpointsChanged, EventSink, FallbackEnded, FellBack
+from meshlib.model.service import Service, ServicePort, TrafficPolicy, resolve_port
+from meshlib.model.slices import EndpointSlice
+from meshlib.model.target import Target
+from meshlib.model.update import DoesNotExist, Failure, Snapshot, Update
+from meshlib.model.vantage import Path, VantagePoint
+from meshlib.pickers.base import Picker
+from meshlib.pickers.subchannel import Subchannel
+from meshlib.runtime.cell import Cell, State
+
+
+class Way(Enum):
+    """Which way calls take now."""
+
+    UNKNOWN = "unknown"
+    PODS = "pods"
+    SERVICE = "service-address"
+    DNS = "dns"
+    ERROR = "error"
+
+
+#: Builds a picker: (subchannels, annotations of the Service, session affinity seconds) -> Picker.
+PickerFactory = Callable[[Sequence[Subchannel], Service | None, Picker | None], Picker]
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What a Balancer is given. ``vantage`` may learn from the slices; ``mesh_present`` names a sidecar or is empty."""
+
+    now: Callable[[], float]
+    emit: EventSink
+    make_subchannel: Callable[[Endpoint, float], Subchannel]
+    build_picker: PickerFactory
+    vantage: Callable[[Sequence[EndpointSlice]], VantagePoint]
+    mesh_present: Callable[[], str] = field(default=lambda: "")
+    strict: bool = False
+
+
+class Balancer:
+    """One target of one Mesh. See the module for who may call what."""
+
+    def __init__(self, target: Target, around: Surroundings) -> None:
+        self.target = target
+        self.label = str(target)
+        self.cell = Cell()
+        self.way = Way.UNKNOWN
+        self.reason = ""
+        self.snapshot: Snapshot | None = None
+        self.set = EndpointSet()
+        self.last_error: Exception | None = None
+        self.updated_at = 0.0
+        self.dns_picker: Picker | None = None  #: ready for callers whose own bound ends before the common one
+        self._around = around
+        self._subchannels: dict[tuple[str, int, str], Subchannel] = {}
+        self._dns: tuple[Endpoint, ...] = ()
+        self._waiting_over = False
+        self._absent = False  #: the source said that there is no such Service
+        self._refused: tuple[Endpoint, ...] | None = None  #: the set that refused every connection
+        self._removed: Callable[[Subchannel], None] = _nobody
+
+    # -- facts in ------------------------------------------------------------------------------------------------
+
+    def on_removed(self, callback: Callable[[Subchannel], None]) -> None:
+        self._removed = callback
+
+    def apply(self, update: Update) -> None:
+        """An Update of the resolver (or of the target that an ExternalName leads to)."""
+        self.updated_at = self._around.now()
+        self._absent = isinstance(update, DoesNotExist)
+        if isinstance(update, Snapshot):
+            self.snapshot = update
+            self.last_error = None
+        elif isinstance(update, Failure):
+            self.last_error = update.error
+            if self.snapshot is not None:
+                return  # keep the last good state, for ever
+            if update.hopeless:
+                self._waiting_over = True
+        else:
+            self.snapshot = None
+            self.last_error = None
+            self._fail(lambda: ServiceNotFound(f"{self.label}: {_reason(update)}"), _reason(update))
+            return
+        self.decide()
+
+    def dns_answered(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """What the bare client would dial; empty: the name does not resolve."""
+        self._dns = endpoints
+        if self.snapshot is None and not self._absent:
+            self.dns_picker = self._picker_beside(endpoints) if endpoints else None
+            if self._waiting_over:
+                self.decide()
+
+    def stop_waiting(self) -> None:
+        """The bound of decision D3 has passed without knowledge."""
+        self._waiting_over = True
+        if self.snapshot is None and not self._absent:
+            self.decide()
+
+    def pods_refused(self) -> None:
+        """Every pod refused its connection and the Service address worked: stay with it until the set changes."""
+        self._refused = self.set.endpoints
+        self.decide()
+
+    def try_pods_again(self) -> None:
+        """End the stay at the Service address; the next total refusal starts it again."""
+        if self._refused is not None:
+            self._refused = None
+            self.decide()
+
+    # -- the decision --------------------------------------------------------------------------------------------
+
+    def decide(self) -> None:
+        """Choose the way from all that is known, and publish."""
+        snapshot = self.snapshot
+        if snapshot is None:
+            self._without_knowledge()
+            return
+        service = snapshot.service
+        try:
+            port = resolve_port(service, self.target.port, verbatim=self.target.by_host)
+        except UnknownPort as error:
+            message = f"{self.label}: {error}"
+            self._fail(lambda: UnknownPort(message), str(error))
+            return
+        vantage = self._around.vantage(snapshot.slices)
+        self.set = eligible(service, port, snapshot.slices, vantage, Path.INTERNAL)
+        endpoints = self._named(self.set.endpoints)
+        if self._refused is not None and self._refused != self.set.endpoints:
+            self._refused = None
+        if (why := self._stand_back(snapshot, vantage)) and (
+            address := self.service_endpoint(port)
+        ) is not None:
+            if self._around.strict:
+                self._fail(lambda: NotSynced(f"{self.label}: {why} (strict)"), why)
+            else:
+                self._take(Way.SERVICE, why, (address,), service)
+        elif endpoints:
+            self._take(Way.PODS, "", endpoints, service)
+        else:
+            self._empty(snapshot)
+
+    @property
+    def wants_dns(self) -> bool:
+        """Whether the fall-back is still of use: nothing is known, not even that there is no such Service."""
+        return self.snapshot is None and not self._absent
+
+    @property
+    def has_dns(self) -> bool:
+        """Whether the fall-back has an answer; a later look-up that fails keeps it."""
+        return bool(self._dns)
+
+    def service_endpoint(self, port: ServicePort | None = None) -> Endpoint | None:
+        """The Service's own address (clusterIP:port) in a family we can dial; None: it has none."""
+        if self.snapshot is None:
+            return None
+        service = self.snapshot.service
+        if port is None:
+            try:
+                port = resolve_port(service, self.target.port, verbatim=self.target.by_host)
+            except UnknownPort:
+                return None
+        families = self._around.vantage(()).families
+        for address in service.cluster_ips:
+            endpoint = Endpoint(address=address, port=port.port, name=f"Service {service.key}")
+            if endpoint.family in families:
+                return endpoint
+        return None
+
+    def subchannel_for(self, endpoint: Endpoint) -> Subchannel:
+        """A Subchannel outside the set, for the one try through the Service address."""
+        return self._subchannels.get(endpoint.identity) or self._around.make_subchannel(
+            endpoint, self._around.now()
+        )
+
+    @property
+    def subchannels(self) -> tuple[Subchannel, ...]:
+        return tuple(self._subchannels.values())
+
+    def _stand_back(self, snapshot: Snapshot, vantage: VantagePoint) -> str:
+        """Why the pods must not be dialled from here; empty: they may."""
+        if mesh := self._around.mesh_present():
+            return f"{mesh} handles this pod's traffic"
+        if self._refused is not None:
+            return "every endpoint refused its connection (mTLS-only pods, or a NetworkPolicy that rejects)"
+        service = snapshot.service
+        if service.internal_traffic_policy is TrafficPolicy.LOCAL and not vantage.node:
+            return "internalTrafficPolicy is Local and our own node is unknown: set NODE_NAME"
+        if not vantage.zone and not vantage.node and _has_hints(snapshot.slices):
+            return "the Service uses topology hints and our own place is unknown: set MESHLIB_ZONE or NODE_NAME"
+        return ""
+
+    def _without_knowledge(self) -> None:
+        if not self._waiting_over:
+            return
+        if self._dns and not self._around.strict:
+            why = (
+                f"nothing known from discovery: {self.last_error}"
+                if self.last_error
+                else "no answer from discovery yet"
+            )
+            self._take(Way.DNS, why, self._dns, None)
+        else:
+            self._fail(self.not_synced, f"not synced: {self.last_error or 'no answer yet'}")
+
+    def not_synced(self) -> Exception:
+        """A fresh NotSynced that carries the discovery error."""
+        detail = f": {self.last_error}" if self.last_error else " within the bound, and DNS gave no address"
+        error = NotSynced(f"{self.label}: nothing known from discovery{detail}")
+        error.__cause__ = self.last_error
+        return error
+
+    def _empty(self, snapshot: Snapshot) -> None:
+        kind: type[ResolveError] = NoEndpoints
+        where = f"{self.label}: {snapshot.service.key} has no endpoint that may receive traffic"
+        if self.set.verdict is Verdict.NO_LOCAL_ENDPOINTS:
+            kind, where = (
+                NoLocalEndpoints,
+                f"{self.label}: internalTrafficPolicy is Local and no endpoint is on this node",
+            )
+        elif self.target.hostname:
+            where = f"{self.label}: no ready endpoint is called {self.target.hostname!r}"
+        source = snapshot.source
+        self._fail(lambda: kind(f"{where} (source: {source})"), where)
+
+    def _named(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+        """Only the endpoint that a per-pod host name asks for (hostname, dashed address or pod name, as in DNS)."""
+        wanted = self.target.hostname
+        if not wanted:
+            return endpoints
+        return tuple(
+            e
+            for e in endpoints
+            if wanted in (e.hostname, e.name)
+            or (not e.hostname and wanted == e.address.replace(".", "-").replace(":", "-"))
+        )
+
+    # -- publishing ----------------------------------------------------------------------------------------------
+
+    def _take(self, way: Way, reason: str, endpoints: tuple[Endpoint, ...], service: Service | None) -> None:
+        before, previous = self.way, self.reason
+        self.way, self.reason = way, reason
+        added, removed = self._sync(endpoints)
+        state = self.cell.state
+        old = state.picker if state.picker is not None else None
+        self.cell.publish(State(picker=self._around.build_picker(self.subchannels, service, old)))
+        for gone in removed:
+            gone.removed = True
+            self._removed(gone)
+        self._report_way(before, previous)
+        if added or removed or before is not way:
+            self._report(added, tuple(s.endpoint.authority for s in removed))
+
+    def _fail(self, make: Callable[[], Exception], reason: str) -> None:
+        before, previous = self.way, self.reason
+        self.way, self.reason = Way.ERROR, reason
+        _, removed = self._sync(())
+        self.cell.publish(State(error=make))
+        for gone in removed:
+            gone.removed = True
+            self._removed(gone)
+        if removed or before is not Way.ERROR or previous != reason:
+            self._report((), tuple(s.endpoint.authority for s in removed))
+
+    def _sync(self, endpoints: tuple[Endpoint, ...]) -> tuple[tuple[str, ...], tuple[Subchannel, ...]]:
+        """Bring the Subchannels in line; what stays keeps its state (decision D4)."""
+        known = self._subchannels
+        joined_at = self._around.now() if known else float("-inf")  # nobody ramps when all are new
+        wanted: dict[tuple[str, int, str], Subchannel] = {}
+        added: list[str] = []
+        for endpoint in endpoints:
+            identity = endpoint.identity
+            subchannel = known.get(identity)
+            if subchannel is None:
+                subchannel = self._around.make_subchannel(endpoint, joined_at)
+                added.append(endpoint.authority)
+            elif subchannel.endpoint is not endpoint:
+                subchannel.endpoint = endpoint
+            wanted[identity] = subchannel
+        removed = tuple(subchannel for identity, subchannel in known.items() if identity not in wanted)
+        self._subchannels = wanted
+        return tuple(added), removed
+
+    def _picker_beside(self, endpoints: tuple[Endpoint, ...]) -> Picker:
+        subchannels = [self._around.make_subchannel(endpoint, float("-inf")) for endpoint in endpoints]
+        return self._around.build_picker(subchannels, None, None)
+
+    def _report_way(self, before: Way, previous_reason: str) -> None:
+        fallen = self.way in (Way.SERVICE, Way.DNS)
+        if fallen and (before is not self.way or previous_reason != self.reason):
+            self._around.emit(FellBack(self.label, self.way.value, self.reason))
+        elif self.way is Way.PODS and before in (Way.SERVICE, Way.DNS):
+            self._around.emit(FallbackEnded(self.label))
+
+    def _report(self, added: tuple[str, ...], removed: tuple[str, ...]) -> None:
+        source = self.snapshot.source if self.snapshot is not None else self.way.value
+        total = len(self._subchannels)
+        self._around.emit(EndpointsChanged(self.label, added, removed, total, source, self.reason))
+
+
+def _nobody(subchannel: Subchannel) -> None:
+    """The removed-callback before a client registers one."""
+
+
+def _reason(update: Update) -> str:
+    return update.reason if isinstance(update, DoesNotExist) else ""
+
+
+def _has_hints(slices: Sequence[EndpointSlice]) -> bool:
+    return any(e.hint_zones or e.hint_nodes for s in slices for e in s.endpoints)

@@ -1,0 +1,281 @@
+"""TargetHandle: one target of one Mesh, shared by all clients that use it; Live: what stands behind it in a process."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
+from meshlib.model.target import Target
+from meshlib.model.update import Snapshot
+from meshlib.pickers.base import Picker, PickInfo
+from meshlib.pickers.hash_key import HashKeySpec
+from meshlib.pickers.subchannel import Subchannel
+from meshlib.runtime.balancer import Balancer, Way
+from meshlib.runtime.cell import Cell, State
+from meshlib.runtime.lease import Lease, ServiceLease
+from meshlib.runtime.picking import Pick
+from meshlib.runtime.watch import TargetWatch
+
+if TYPE_CHECKING:
+    from meshlib.runtime.mesh import Mesh
+
+_NOTHING: frozenset[Subchannel] = frozenset()
+#: Part of a caller's own timeout that may be spent on waiting for the first knowledge: the rest is left for connecting.
+WAIT_SHARE = 0.5
+
+
+@dataclass(slots=True, frozen=True)
+class Live:
+    """What belongs to one process: forgotten after fork, with the last snapshot kept as a seed."""
+
+    balancer: Balancer
+    cell: Cell
+    watch: TargetWatch
+    now: Callable[[], float]
+    call: Callable[..., None]
+
+
+class TargetHandle:
+    """Cheap to hold, made by ``Mesh.target``. Every method may be called from any thread, and after fork.
+
+    The acquire methods raise children of ``errors.ResolveError``: NoEndpoints, NoLocalEndpoints, ServiceNotFound and
+    UnknownPort at once; NotSynced and PickTimeout after the bounded wait; MeshClosed when the Mesh was closed.
+
+    ``authority`` is the logical host for TLS, ``Host`` and ``:authority``; ``hash_key`` says where clients find the key
+    for hash policies.
+    """
+
+    def __init__(self, mesh: Mesh, target: Target, authority: str, hash_key: HashKeySpec | None) -> None:
+        self.target = target
+        self.authority = authority
+        self.hash_key = hash_key
+        self.mesh = mesh
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+        self._seed: Snapshot | None = None
+        self._listeners: tuple[weakref.WeakMethod[Callable[[Subchannel], None]], ...] = ()
+
+    # -- picking -------------------------------------------------------------------------------------------------
+
+    def try_acquire(
+        self, hash_key: str | bytes | None = None, exclude: Set[Subchannel] = _NOTHING
+    ) -> Lease | None:
+        """Pick now, never blocking. None: nothing is known yet (wait with ``acquire``), or all were excluded."""
+        live = self._live or self._start()
+        state = live.cell.state
+        if state.picker is None:
+            if state.error is not None:
+                raise state.error()
+            return None
+        return self._pick(live, state.picker, hash_key, exclude)
+
+    def acquire(
+        self,
+        timeout: float | None = None,
+        hash_key: str | bytes | None = None,
+        exclude: Set[Subchannel] = _NOTHING,
+    ) -> Lease:
+        """Pick, waiting for the first knowledge: at most the Mesh's ``sync_timeout`` and half of ``timeout`` (seconds).
+
+        Blocks the calling thread; on an event loop use ``acquire_async``.
+        """
+        live = self._live or self._start()
+        state = live.cell.state
+        if not state.settled:
+            state = live.cell.wait(state, self._bound(timeout))
+        return self._after_wait(live, state, hash_key, exclude)
+
+    async def acquire_async(
+        self,
+        timeout: float | None = None,
+        hash_key: str | bytes | None = None,
+        exclude: Set[Subchannel] = _NOTHING,
+    ) -> Lease:
+        """``acquire`` for coroutines of any running loop."""
+        live = self._live or self._start()
+        state = live.cell.state
+        if not state.settled:
+            state = await live.cell.wait_async(state, self._bound(timeout))
+        return self._after_wait(live, state, hash_key, exclude)
+
+    def pick(self, *, hash_key: str | bytes | None = None, timeout: float | None = None) -> Pick:
+        """``with handle.pick() as endpoint:`` or ``async with``; in flight until the block ends.
+
+        The plain form raises MeshError where it would have to block a running event loop.
+        """
+        return Pick(self, hash_key, timeout)
+
+    # -- for clients ---------------------------------------------------------------------------------------------
+
+    def wait_for_change(self, timeout: float) -> None:
+        """Block until the published state changes, at most ``timeout`` seconds (gRPC's wait_for_ready)."""
+        live = self._live or self._start()
+        live.cell.wait(live.cell.state, timeout)
+
+    async def wait_for_change_async(self, timeout: float) -> None:
+        live = self._live or self._start()
+        await live.cell.wait_async(live.cell.state, timeout)
+
+    def service_address(self) -> Lease | None:
+        """A lease on the Service's own address (clusterIP:port), or None when it has none or the Mesh is strict."""
+        live = self._live or self._start()
+        if self.mesh.strict or live.balancer.way is Way.SERVICE:
+            return None
+        endpoint = live.balancer.service_endpoint()
+        if endpoint is None:
+            return None
+        subchannel = live.balancer.subchannel_for(endpoint)
+        subchannel.begin()
+        return ServiceLease(subchannel, live.now, live.now(), lambda: live.call(live.watch.pods_refused))
+
+    def all_refused(self) -> Lease | None:
+        """A client tells that every endpoint refused its connection: one try through the Service address (D3).
+
+        When that try is answered, calls stay with the Service address until the set of pods changes, for a minute
+        at most. None: there is no such address (headless, static, DNS), the Mesh is strict, or it was tried already.
+        """
+        return self.service_address()
+
+    def on_removed(self, callback: Callable[[Subchannel], None]) -> None:
+        """Register a bound method, held weakly, for Subchannels that left the set; called on the control thread."""
+        with self._lock:
+            alive = tuple(ref for ref in self._listeners if ref() is not None)
+            self._listeners = (*alive, weakref.WeakMethod(callback))
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The published state; starts the watch if need be. Never blocks."""
+        return (self._live or self._start()).cell.state
+
+    @property
+    def live(self) -> Live | None:
+        """What runs for this handle in this process, if it was used already."""
+        return self._live
+
+    @property
+    def synced(self) -> bool:
+        """Whether discovery has spoken: a set, or a known no."""
+        balancer = (self._live or self._start()).balancer
+        return balancer.snapshot is not None or not balancer.wants_dns
+
+    @property
+    def balancer(self) -> Balancer:
+        """For ``resolve`` and status pages: read only, values may change while they are read."""
+        return (self._live or self._start()).balancer
+
+    def describe(self) -> Mapping[str, Any]:
+        """Where the data comes from and how old it is, in the resolver's words."""
+        return (self._live or self._start()).watch.describe()
+
+    def status(self) -> dict[str, Any]:
+        """A picture for people and tools: the way calls take, its reason, and each endpoint with its counters."""
+        live = self._live or self._start()
+        balancer = live.balancer
+        subchannels = balancer.subchannels
+        total = sum(s.requests for s in subchannels)
+        snapshot = balancer.snapshot
+        return {
+            "target": str(self.target),
+            "way": balancer.way.value,
+            "reason": balancer.reason,
+            "error": str(balancer.last_error) if balancer.last_error else "",
+            "source": snapshot.source if snapshot else "",
+            "version": snapshot.version if snapshot else "",
+            "skipped": snapshot.skipped if snapshot else 0,
+            "age": live.now() - balancer.updated_at if snapshot else None,
+            "stale": snapshot is not None and balancer.last_error is not None,
+            "verdict": balancer.set.verdict.value,
+            "locality": balancer.set.locality.value,
+            "endpoints": [
+                {
+                    "address": s.endpoint.address,
+                    "port": s.endpoint.port,
+                    "name": s.endpoint.name,
+                    "node": s.endpoint.node,
+                    "zone": s.endpoint.zone,
+                    "weight": s.endpoint.weight,
+                    "inflight": s.inflight,
+                    "requests": s.requests,
+                    "failures": s.failures,
+                    "share": s.requests / total if total else 0.0,
+                    "latency": s.ewma if s.ewma >= 0 else None,
+                }
+                for s in subchannels
+            ],
+        }
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _pick(
+        self, live: Live, picker: Picker, hash_key: str | bytes | None, exclude: Set[Subchannel]
+    ) -> Lease | None:
+        now = live.now()
+        subchannel = picker.pick(PickInfo(now, hash_key, exclude))
+        if subchannel is None:
+            if exclude:
+                return None
+            raise NoEndpoints(f"{self.target}: every endpoint has weight 0")
+        if not picker.counts:
+            subchannel.begin()
+        return Lease(subchannel, live.now, now)
+
+    def _after_wait(
+        self, live: Live, state: State, hash_key: str | bytes | None, exclude: Set[Subchannel]
+    ) -> Lease:
+        if state.error is not None:
+            raise state.error()
+        picker = state.picker
+        if picker is None and not self.mesh.strict:
+            picker = live.balancer.dns_picker
+        if picker is None:
+            raise live.balancer.not_synced()
+        lease = self._pick(live, picker, hash_key, exclude)
+        if lease is None:
+            raise PickTimeout(f"{self.target}: all {len(exclude)} endpoints were tried")
+        return lease
+
+    def _bound(self, timeout: float | None) -> float:
+        bound = self.mesh.config.sync_timeout
+        return bound if timeout is None else min(bound, max(0.0, timeout) * WAIT_SHARE)
+
+    def _start(self) -> Live:
+        with self._lock:
+            if self._live is None:
+                self._live = self.mesh.start_target(self, self._seed, self._gone)
+                self._seed = None
+            return self._live
+
+    def _gone(self, subchannel: Subchannel) -> None:
+        for ref in self._listeners:
+            callback = ref()
+            if callback is not None:
+                callback(subchannel)
+
+    def stop(self) -> None:
+        """Forget the watch; waiters are told. A later use starts it again, unless the Mesh is closed."""
+        with self._lock:
+            live, self._live = self._live, None
+        if live is not None:
+            live.call(live.watch.close)
+            live.cell.publish(State(error=_closed_error(str(self.target))))
+
+    def after_fork(self) -> None:
+        """In a forked child: a new lock, and the last snapshot as the seed of a new beginning."""
+        self._lock = threading.Lock()
+        live, self._live = self._live, None
+        if live is not None:
+            self._seed = live.balancer.snapshot
+
+    def __repr__(self) -> str:
+        live = self._live
+        return f"<TargetHandle {self.target} {live.balancer.way.value if live else 'not started'}>"
+
+
+def _closed_error(target: str) -> Callable[[], Exception]:
+    return lambda: MeshClosed(f"{target}: the Mesh was closed")
