@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from meshlib.errors import UnknownPort
+
 
 class ServiceType(enum.Enum):
     """``spec.type``; HEADLESS is ClusterIP with ``clusterIP: None``, and NAMES are sets made by DNS, file or static text."""
@@ -26,7 +28,11 @@ class TrafficPolicy(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:
-    """One entry of ``spec.ports``. Slices are joined by ``name`` and ``protocol``, never by number."""
+    """One entry of ``spec.ports``. Slices are joined by ``name`` and ``protocol``, never by number.
+
+    ``verbatim``: not a port of the Service but the pods' own port ``port``, taken as it is on every endpoint, whatever
+    the slices list: what a headless Service means by host name (decision D2).
+    """
 
     name: str
     port: int
@@ -34,6 +40,11 @@ class ServicePort:
     target_port: int | str | None = None
     node_port: int = 0
     app_protocol: str = ""
+    verbatim: bool = False
+
+    def __str__(self) -> str:
+        protocol = "" if self.protocol == "TCP" else f"/{self.protocol}"
+        return f"{self.port}{protocol}" + (f" ({self.name})" if self.name else "")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -66,7 +77,37 @@ class Service:
     resource_version: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     annotations: tuple[tuple[str, str], ...] = field(default=())  #: only keys below ``meshlib.dev/``
+    external_ips: tuple[str, ...] = ()  #: ``spec.externalIPs`` as claimed by the tenant; trusted by nobody (decision D14)
+    proxy_name: str = ""  #: label ``service.kubernetes.io/service-proxy-name``: another proxy serves it, do not go around it
 
     @property
     def headless(self) -> bool:
         return self.type is ServiceType.HEADLESS
+
+
+def resolve_port(service: Service, port: int | str | None, *, by_host: bool = False) -> ServicePort:
+    """The Service port that a target means; raises UnknownPort listing what exists.
+
+    A number is the Service's own port (``spec.ports[].port``), a text the name of one, None the only one there is.
+    ``by_host`` tells that the target came from a host name (``Target.by_host``): for a headless Service the number is then
+    the pods' port verbatim, as it is for everyone who asks DNS (decision D2). TCP wins over other protocols with the same
+    number.
+    """
+    if service.headless and by_host and isinstance(port, int):
+        return ServicePort(name="", port=port, target_port=port, verbatim=True)
+    if port is None:
+        found = list(service.ports)
+        if len(found) > 1:
+            raise UnknownPort(f"Service {service.key} has several ports, name one: {_listed(service)}")
+    elif isinstance(port, int):
+        found = [entry for entry in service.ports if entry.port == port]
+    else:
+        found = [entry for entry in service.ports if entry.name == port]
+    if not found:
+        asked = "" if port is None else f" {port!r}" if isinstance(port, str) else f" {port}"
+        raise UnknownPort(f"Service {service.key} has no port{asked}; it has: {_listed(service)}")
+    return min(found, key=lambda entry: entry.protocol != "TCP")
+
+
+def _listed(service: Service) -> str:
+    return ", ".join(map(str, service.ports)) or "none"

@@ -1,0 +1,293 @@
+"""Decode EndpointSlices (``discovery.k8s.io/v1`` and ``v1beta1``) and core ``v1`` Endpoints into the one form.
+
+Rules: nil ``ready`` is true, nil ``serving`` is ``ready``, nil ``terminating`` is false; only ``addresses[0]`` counts; a nil
+port name is "" and a nil protocol TCP (the API server's own defaults); port 0 is skipped; FQDN slices are refused, because a
+name in the hands of whoever writes slices is a way around the address policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from meshlib.errors import DataError
+from meshlib.model.address import AddressPolicy, family
+from meshlib.model.decode_service import PROTOCOLS
+from meshlib.model.names import MAX_NAME, MAX_PORT
+from meshlib.model.service import ServiceKey
+from meshlib.model.slices import EndpointSlice, SliceEndpoint, SlicePort
+from meshlib.model.wire import (
+    Conditions,
+    EndpointAddress,
+    HintTarget,
+    Json,
+    Meta,
+    Reference,
+    SliceMeta,
+    Skip,
+    Subset,
+    WireEndpoint,
+    WireEndpoints,
+    WirePort,
+    WireSlice,
+    as_mapping,
+    converted,
+    converted_list,
+    typed,
+    untyped,
+)
+
+SERVICE_LABEL = "kubernetes.io/service-name"
+OVER_CAPACITY = "endpoints.kubernetes.io/over-capacity"
+_HOSTNAME_TOPOLOGY = "kubernetes.io/hostname"
+_ZONE_TOPOLOGY = "topology.kubernetes.io/zone"
+_FAMILIES = {"IPv4": 4, "IPv6": 6}
+_NO_CONDITIONS = Conditions()
+_NO_REFERENCE = Reference()
+_UNHINTED: tuple[str, ...] = ()
+
+
+def slice_from_json(raw: Json, policy: AddressPolicy, skip: Skip) -> EndpointSlice:
+    """Decode one EndpointSlice; ``skip(where, reason)`` is called for every piece that is left out.
+
+    Raises DataError when the object as a whole cannot be used: then the last good one stays in force.
+    """
+    try:
+        wire = typed(raw, WireSlice, "EndpointSlice")
+    except DataError:
+        return slice_from_object(untyped(raw, "EndpointSlice"), policy, skip)
+    return _slice(wire, policy, skip)
+
+
+def slice_from_object(obj: object, policy: AddressPolicy, skip: Skip) -> EndpointSlice:
+    """The same from dicts and lists (YAML, or JSON that is already decoded)."""
+    fields = as_mapping(obj, "EndpointSlice")
+    meta = converted(fields.get("metadata"), SliceMeta, "EndpointSlice metadata")
+    where = f"EndpointSlice {meta.namespace or 'default'}/{meta.name or ''}"
+    kind = fields.get("addressType") or "IPv4"
+    if not isinstance(kind, str):
+        raise DataError(f"{where} addressType", "is not a text")
+    wire = WireSlice(
+        metadata=meta,
+        address_type=kind,
+        ports=converted_list(fields, "ports", WirePort, where, skip),
+        endpoints=converted_list(fields, "endpoints", WireEndpoint, where, skip),
+    )
+    return _slice(wire, policy, skip)
+
+
+def slices_from_endpoints_json(raw: Json, policy: AddressPolicy, skip: Skip) -> tuple[EndpointSlice, ...]:
+    """Decode a core ``v1`` Endpoints object: one slice per subset and family, named ``NAME[SUBSET]``.
+
+    ``truncated`` is set when the object says that it does not hold all addresses (over-capacity annotation). Raises
+    DataError when the object as a whole cannot be used.
+    """
+    try:
+        wire = typed(raw, WireEndpoints, "Endpoints")
+    except DataError:
+        return slices_from_endpoints_object(untyped(raw, "Endpoints"), policy, skip)
+    return _endpoints(wire, policy, skip)
+
+
+def slices_from_endpoints_object(obj: object, policy: AddressPolicy, skip: Skip) -> tuple[EndpointSlice, ...]:
+    """The same from dicts and lists."""
+    fields = as_mapping(obj, "Endpoints")
+    meta = converted(fields.get("metadata"), Meta, "Endpoints metadata")
+    where = f"Endpoints {meta.namespace or 'default'}/{meta.name or ''}"
+    subsets: list[Subset] = []
+    listed = fields.get("subsets")
+    if listed is not None and not isinstance(listed, list):
+        skip(f"{where}.subsets", "is not a list")
+        listed = None
+    for position, entry in enumerate(listed or ()):
+        place = f"{where}.subsets[{position}]"
+        if not isinstance(entry, dict):
+            skip(place, "is not an object")
+            subsets.append(Subset())  # keeps the numbers, and so the names, of the following subsets
+            continue
+        subsets.append(
+            Subset(
+                addresses=converted_list(entry, "addresses", EndpointAddress, place, skip),
+                not_ready_addresses=converted_list(entry, "notReadyAddresses", EndpointAddress, place, skip),
+                ports=converted_list(entry, "ports", WirePort, place, skip),
+            )
+        )
+    return _endpoints(WireEndpoints(metadata=meta, subsets=subsets), policy, skip)
+
+
+def _clean(text: str | None, where: str, skip: Skip) -> str:
+    """A name that may be shown and compared: what is too long or unprintable is dropped, its endpoint is kept."""
+    if not text:
+        return ""
+    if len(text) > MAX_NAME or not text.isprintable():
+        skip(where, "is too long or has unprintable characters")
+        return ""
+    return text
+
+
+class _Names(dict[str, str]):
+    """Node and zone names of one slice: each is checked once, and one object serves all endpoints that share it."""
+
+    __slots__ = ("skip", "where")
+
+    def __init__(self, where: str, skip: Skip) -> None:
+        super().__init__()
+        self.where, self.skip = where, skip
+
+    def __missing__(self, text: str) -> str:
+        name = self[text] = _clean(text, f"{self.where} node or zone name", self.skip)
+        return name
+
+
+def _hinted(targets: list[HintTarget] | None, names: _Names) -> tuple[str, ...]:
+    return tuple(names[target.name] for target in targets) if targets else _UNHINTED
+
+
+def _slice(wire: WireSlice, policy: AddressPolicy, skip: Skip) -> EndpointSlice:
+    meta = wire.metadata
+    if not meta.name:
+        raise DataError("EndpointSlice", "has no metadata.name")
+    namespace = meta.namespace or "default"
+    where = f"EndpointSlice {namespace}/{meta.name}"
+    slice_family = _FAMILIES.get(wire.address_type)
+    if slice_family is None:
+        raise DataError(where, f"addressType {wire.address_type!r:.80} is not IPv4 or IPv6")
+    return EndpointSlice(
+        namespace=namespace,
+        name=meta.name,
+        service=ServiceKey(namespace, (meta.labels or {}).get(SERVICE_LABEL, "")),
+        family=slice_family,
+        ports=_ports(wire.ports, where, skip),
+        endpoints=_slice_endpoints(wire.endpoints or (), slice_family, policy, where, skip),
+        uid=meta.uid or "",
+        resource_version=meta.resource_version or "",
+        generation=meta.generation or 0,
+    )
+
+
+def _ports(ports: Sequence[WirePort] | None, where: str, skip: Skip) -> tuple[SlicePort, ...]:
+    good = []
+    for position, port in enumerate(ports or ()):
+        place = f"{where} ports[{position}]"
+        protocol = port.protocol or "TCP"
+        if port.port is not None and not 1 <= port.port <= MAX_PORT:
+            skip(place, f"{port.port!r:.20} is not a port (1-65535)")
+        elif protocol not in PROTOCOLS:
+            skip(place, f"protocol {protocol!r:.80} is not TCP, UDP or SCTP")
+        elif len(port.name or "") > MAX_NAME:
+            skip(place, "its name is too long")
+        else:
+            good.append(SlicePort(port.name or "", port.port, protocol, port.app_protocol or ""))
+    return tuple(good)
+
+
+def _slice_endpoints(
+    endpoints: Iterable[WireEndpoint], slice_family: int, policy: AddressPolicy, where: str, skip: Skip
+) -> tuple[SliceEndpoint, ...]:
+    good: list[SliceEndpoint] = []
+    names = _Names(where, skip)
+    names[""] = ""
+    check = policy.check
+    for position, wire in enumerate(endpoints):
+        if not wire.addresses:
+            skip(f"{where} endpoints[{position}]", "has no address")
+            continue
+        try:
+            address = check(wire.addresses[0])
+        except DataError as error:
+            skip(f"{where} endpoints[{position}]", str(error))
+            continue
+        if (":" in address) is not (slice_family == 6):
+            skip(f"{where} endpoints[{position}]", f"{address} is not of the slice's family, IPv{slice_family}")
+            continue
+        reference = wire.target_ref or _NO_REFERENCE
+        uid, name, hostname = reference.uid or "", reference.name or "", wire.hostname or ""
+        shown = uid + name + hostname
+        if len(shown) > MAX_NAME or not shown.isprintable():
+            place = f"{where} endpoints[{position}]"
+            uid = _clean(uid, f"{place}.targetRef.uid", skip)
+            name = _clean(name, f"{place}.targetRef.name", skip)
+            hostname = _clean(hostname, f"{place}.hostname", skip)
+        node, zone = wire.node_name, wire.zone
+        if wire.topology:
+            node = node or wire.topology.get(_HOSTNAME_TOPOLOGY)
+            zone = zone or wire.topology.get(_ZONE_TOPOLOGY)
+        conditions = wire.conditions or _NO_CONDITIONS
+        ready = conditions.ready is not False
+        hints = wire.hints
+        good.append(
+            SliceEndpoint(
+                address=address,
+                uid=uid,
+                name=name,
+                hostname=hostname,
+                node=names[node or ""],
+                zone=names[zone or ""],
+                ready=ready,
+                serving=ready if conditions.serving is None else conditions.serving,
+                terminating=conditions.terminating is True,
+                hint_zones=_hinted(hints.for_zones, names) if hints else _UNHINTED,
+                hint_nodes=_hinted(hints.for_nodes, names) if hints else _UNHINTED,
+            )
+        )
+    return tuple(good)
+
+
+def _endpoints(wire: WireEndpoints, policy: AddressPolicy, skip: Skip) -> tuple[EndpointSlice, ...]:
+    meta = wire.metadata
+    if not meta.name:
+        raise DataError("Endpoints", "has no metadata.name")
+    namespace = meta.namespace or "default"
+    key = ServiceKey(namespace, meta.name)
+    where = f"Endpoints {key}"
+    # "warning" (before Kubernetes 1.22) tells of too many addresses, but all of them are there.
+    truncated = (meta.annotations or {}).get(OVER_CAPACITY) == "truncated"
+    slices: list[EndpointSlice] = []
+    for position, subset in enumerate(wire.subsets or ()):
+        place = f"{where} subsets[{position}]"
+        ports = _ports(subset.ports, place, skip)
+        found = _addresses(subset.addresses, True, policy, f"{place}.addresses", skip)
+        found += _addresses(subset.not_ready_addresses, False, policy, f"{place}.notReadyAddresses", skip)
+        for slice_family in (4, 6):
+            endpoints = tuple(entry for entry in found if family(entry.address) == slice_family)
+            if endpoints:
+                slices.append(
+                    EndpointSlice(
+                        namespace=namespace,
+                        name=f"{meta.name}[{position}]" + ("" if slice_family == 4 else "/IPv6"),
+                        service=key,
+                        family=slice_family,
+                        ports=ports,
+                        endpoints=endpoints,
+                        uid=meta.uid or "",
+                        resource_version=meta.resource_version or "",
+                        generation=meta.generation or 0,
+                        truncated=truncated,
+                    )
+                )
+    return tuple(slices)
+
+
+def _addresses(
+    listed: Sequence[EndpointAddress] | None, ready: bool, policy: AddressPolicy, where: str, skip: Skip
+) -> list[SliceEndpoint]:
+    good = []
+    for position, wire in enumerate(listed or ()):
+        place = f"{where}[{position}]"
+        try:
+            address = policy.check(wire.ip)
+        except DataError as error:
+            skip(place, str(error))
+            continue
+        reference = wire.target_ref or _NO_REFERENCE
+        good.append(
+            SliceEndpoint(
+                address=address,
+                uid=_clean(reference.uid, f"{place}.targetRef.uid", skip),
+                name=_clean(reference.name, f"{place}.targetRef.name", skip),
+                hostname=_clean(wire.hostname, f"{place}.hostname", skip),
+                node=_clean(wire.node_name, f"{place}.nodeName", skip),
+                ready=ready,
+                serving=ready,
+            )
+        )
+    return good
