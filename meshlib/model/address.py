@@ -1,9 +1,9 @@
 """Address policy: which addresses from a control plane may ever be dialled or programmed.
 
-Whoever may write an EndpointSlice, a DNS record or a file may put any address into it, and Kubernetes does not stop all of
-them (CVE-2021-25737, CVE-2021-25740). So every address passes ``AddressPolicy.check`` before it enters the model, and only
-the canonical text that ``check`` returns goes further: C libraries read ``127.1``, ``0x7f.1`` and ``010.0.0.1`` as other
-addresses than people do.
+Whoever may write an EndpointSlice, a DNS record or a file may put any address into it, and Kubernetes does
+not stop all of them (CVE-2021-25737, CVE-2021-25740). So every address passes ``AddressPolicy.check`` before
+it enters the model, and only the canonical text that ``check`` returns goes further: C libraries read
+``127.1``, ``0x7f.1`` and ``010.0.0.1`` as other addresses than people do.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from meshlib.errors import DataError
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
 
-#: Cloud metadata services outside the link-local ranges: they hand credentials to whoever reaches them (AWS over IPv6,
-#: Google over IPv6, Alibaba, Azure's wire server), plus the well-known link-local one, so that ``allow_link_local`` alone
-#: does not open it.
+#: Cloud metadata services outside the link-local ranges: they hand credentials to whoever reaches them (AWS
+#: over IPv6, Google over IPv6, Alibaba, Azure's wire server), plus the well-known link-local one, so that
+#: ``allow_link_local`` alone does not open it.
 METADATA: tuple[Network, ...] = (
     IPv4Network("169.254.169.254/32"),
     IPv4Network("100.100.100.200/32"),
@@ -39,7 +39,10 @@ _SPECIAL_4: tuple[tuple[IPv4Network, str], ...] = (
     (IPv4Network("169.254.0.0/16"), _LINK_LOCAL),
     (IPv4Network("224.0.0.0/4"), "multicast"),
     (IPv4Network("255.255.255.255/32"), "broadcast"),
-    (IPv4Network("240.0.0.0/4"), "class E"),  # RFC 1112; a few clusters do use it for pods: opt in through ``allow``
+    (
+        IPv4Network("240.0.0.0/4"),
+        "class E",
+    ),  # RFC 1112; a few clusters do use it for pods: opt in through ``allow``
 )
 _SPECIAL_6: tuple[tuple[IPv6Network, str], ...] = (
     (IPv6Network("::/128"), "unspecified"),
@@ -79,12 +82,13 @@ def _parse(text: str) -> Address:
         return IPv6Address(text) if ":" in text else IPv4Address(text)
     except ValueError:
         raise DataError(
-            where, "is not an IP address in its ordinary form (four decimal numbers without leading zeros, or IPv6)"
+            where,
+            "is not an IP address in its ordinary form (four decimal numbers without leading zeros, or IPv6)",
         ) from None
 
 
 def canonical(text: str) -> str:
-    """The canonical text of an IP address of any kind; raises DataError. For text that is shown, not for what is dialled."""
+    """The canonical text of an IP address of any kind, for what is shown, not dialled; raises DataError."""
     return str(_parse(text))
 
 
@@ -109,21 +113,22 @@ def _subnet(network: Network, of: Network) -> bool:
 class AddressPolicy:
     """Decides whether an address may be dialled or programmed. Immutable, so any thread may use it.
 
-    Refused by default: unspecified, loopback, link-local, multicast, broadcast, class E, every form that embeds an IPv4
-    address in IPv6 (mapped, compatible, translated, NAT64, 6to4, Teredo), zone ids, cloud metadata services, and every
-    spelling that is not the ordinary one.
+    Refused by default: unspecified, loopback, link-local, multicast, broadcast, class E, every form that
+    embeds an IPv4 address in IPv6 (mapped, compatible, translated, NAT64, 6to4, Teredo), zone ids, cloud
+    metadata services, and every spelling that is not the ordinary one.
 
-    ``allow``: when not empty, only addresses in these networks pass (pod CIDRs are the strongest policy). A network that
-    lies wholly inside a special range (``240.0.0.0/4``, ``64:ff9b::/96``) also opts in to that range; ``0.0.0.0/0`` does
-    not. Unspecified, multicast and broadcast never pass. ``deny`` wins over everything; its default is METADATA.
+    ``allow``: when not empty, only addresses in these networks pass (pod CIDRs are the strongest policy). A
+    network that lies wholly inside a special range (``240.0.0.0/4``, ``64:ff9b::/96``) also opts in to that
+    range; ``0.0.0.0/0`` does not. Unspecified, multicast and broadcast never pass. ``deny`` wins over
+    everything; its default is METADATA.
     """
 
     allow_loopback: bool = False
     allow_link_local: bool = False
     allow: tuple[Network, ...] = ()
     deny: tuple[Network, ...] = METADATA
-    # First octets of which every address passes: ordinary IPv4 pods are then checked in four set look-ups, because a
-    # first list holds ten thousand of them and ``ipaddress`` takes microseconds for each.
+    # First octets of which every address passes: ordinary IPv4 pods are then checked in four set look-ups,
+    # because a first list holds ten thousand of them and ``ipaddress`` takes microseconds for each.
     _plain: frozenset[str] = field(init=False, repr=False, compare=False, default=frozenset())
 
     def __post_init__(self) -> None:
@@ -185,6 +190,6 @@ def _embedded(address: Address, kind: str) -> IPv4Address | None:
     return None
 
 
-#: For what a person wrote on this machine (static targets, manifest files, tests): loopback and link-local addresses mean
-#: what they say there, so those sources opt in by what they are.
+#: For what a person wrote on this machine (static targets, manifest files, tests): loopback and link-local
+#: addresses mean what they say there, so those sources opt in by what they are.
 RELAXED = AddressPolicy(allow_loopback=True, allow_link_local=True, deny=())

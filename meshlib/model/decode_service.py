@@ -32,7 +32,10 @@ def service_from_object(obj: object) -> Service:
 def _service(wire: WireService) -> Service:
     meta, spec = wire.metadata, wire.spec or ServiceSpec()
     if not meta.name or not is_label(meta.name) or not is_label(meta.namespace or "default"):
-        raise DataError("Service", f"metadata.name {meta.name!r:.80} in namespace {meta.namespace!r:.80} is not a Service name")
+        raise DataError(
+            "Service",
+            f"metadata.name {meta.name!r:.80} in namespace {meta.namespace!r:.80} is not a Service name",
+        )
     key = ServiceKey(meta.namespace or "default", meta.name)
     where = f"Service {key}"
     labels = meta.labels or {}
@@ -67,7 +70,8 @@ def _fail(where: str, value: object, expected: str) -> NoReturn:
 def _type(spec: ServiceSpec, labels: dict[str, str], where: str) -> ServiceType:
     if spec.type == "ExternalName":
         return ServiceType.EXTERNAL_NAME
-    # The label makes kube-proxy leave the Service alone, so its clusterIP answers nowhere: the pods are all there is.
+    # The label makes kube-proxy leave the Service alone, so its clusterIP answers nowhere: the pods are all
+    # there is.
     if spec.cluster_ip == "None" or _HEADLESS_LABEL in labels:
         return ServiceType.HEADLESS
     match spec.type or "ClusterIP":
@@ -135,7 +139,11 @@ def _affinity(spec: ServiceSpec, where: str) -> int:
             if seconds is None:
                 return _DEFAULT_AFFINITY
             if not 1 <= seconds <= _MAX_AFFINITY:
-                _fail(f"{where} spec.sessionAffinityConfig.clientIP.timeoutSeconds", seconds, f"1 to {_MAX_AFFINITY}")
+                _fail(
+                    f"{where} spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+                    seconds,
+                    f"1 to {_MAX_AFFINITY}",
+                )
             return seconds
         case other:
             _fail(f"{where} spec.sessionAffinity", other, "None or ClientIP")

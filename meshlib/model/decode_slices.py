@@ -1,8 +1,9 @@
 """Decode EndpointSlices (``discovery.k8s.io/v1`` and ``v1beta1``) and core ``v1`` Endpoints into the one form.
 
-Rules: nil ``ready`` is true, nil ``serving`` is ``ready``, nil ``terminating`` is false; only ``addresses[0]`` counts; a nil
-port name is "" and a nil protocol TCP (the API server's own defaults); port 0 is skipped; FQDN slices are refused, because a
-name in the hands of whoever writes slices is a way around the address policy.
+Rules: nil ``ready`` is true, nil ``serving`` is ``ready``, nil ``terminating`` is false; only
+``addresses[0]`` counts; a nil port name is "" and a nil protocol TCP (the API server's own defaults); port 0
+is skipped; FQDN slices are refused, because a name in the hands of whoever writes slices is a way around the
+address policy.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from meshlib.model.wire import (
     Json,
     Meta,
     Reference,
-    SliceMeta,
     Skip,
+    SliceMeta,
     Subset,
     WireEndpoint,
     WireEndpoints,
@@ -78,8 +79,8 @@ def slice_from_object(obj: object, policy: AddressPolicy, skip: Skip) -> Endpoin
 def slices_from_endpoints_json(raw: Json, policy: AddressPolicy, skip: Skip) -> tuple[EndpointSlice, ...]:
     """Decode a core ``v1`` Endpoints object: one slice per subset and family, named ``NAME[SUBSET]``.
 
-    ``truncated`` is set when the object says that it does not hold all addresses (over-capacity annotation). Raises
-    DataError when the object as a whole cannot be used.
+    ``truncated`` is set when the object says that it does not hold all addresses (over-capacity annotation).
+    Raises DataError when the object as a whole cannot be used.
     """
     try:
         wire = typed(raw, WireEndpoints, "Endpoints")
@@ -197,7 +198,9 @@ def _slice_endpoints(
             skip(f"{where} endpoints[{position}]", str(error))
             continue
         if (":" in address) is not (slice_family == 6):
-            skip(f"{where} endpoints[{position}]", f"{address} is not of the slice's family, IPv{slice_family}")
+            skip(
+                f"{where} endpoints[{position}]", f"{address} is not of the slice's family, IPv{slice_family}"
+            )
             continue
         reference = wire.target_ref or _NO_REFERENCE
         uid, name, hostname = reference.uid or "", reference.name or "", wire.hostname or ""

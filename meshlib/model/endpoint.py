@@ -10,11 +10,12 @@ import msgspec
 class Endpoint(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One eligible address and port.
 
-    A ``msgspec.Struct`` instead of a dataclass, because ten thousand of them are made at once (a frozen dataclass costs
-    about ten times as much to build).
+    A ``msgspec.Struct`` instead of a dataclass, because ten thousand of them are made at once (a frozen
+    dataclass costs about ten times as much to build).
 
-    ``address`` is the canonical text of an IPv4 or IPv6 address that has passed the address policy, never a host name.
-    ``identity`` of balancer state is (address, port, uid): the same address under a new pod uid is another endpoint.
+    ``address`` is the canonical text of an IPv4 or IPv6 address that has passed the address policy, never a
+    host name. ``identity`` of balancer state is (address, port, uid): the same address under a new pod uid is
+    another endpoint.
     """
 
     address: str
@@ -25,7 +26,9 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     node: str = ""
     zone: str = ""
     weight: int = 1  #: relative share; 0 means never picked
-    priority: int = 0  #: tier, lower first (SRV priority); a higher tier is used only when the lower ones are empty
+    priority: int = (
+        0  #: tier, lower first (SRV priority); a higher tier is used only when the lower ones are empty
+    )
     ready: bool = True
     serving: bool = True
     terminating: bool = False
@@ -51,7 +54,9 @@ class Verdict(enum.Enum):
 
     OK = "ok"
     NO_ENDPOINTS = "no-endpoints"  #: nothing anywhere (kernel: reject)
-    NO_LOCAL_ENDPOINTS = "no-local-endpoints"  #: a Local policy and none here, though others exist (kernel: drop)
+    NO_LOCAL_ENDPOINTS = (
+        "no-local-endpoints"  #: a Local policy and none here, though others exist (kernel: drop)
+    )
 
 
 class Locality(enum.Enum):

@@ -88,7 +88,8 @@ class _Details(msgspec.Struct, rename="camel"):
 
 
 class _Status(msgspec.Struct):
-    # The code is read whatever its type is: a Status that cannot be read must not hide that the server said no.
+    # The code is read whatever its type is: a Status that cannot be read must not hide that the server said
+    # no.
     code: int | float | str | None = None
     reason: str | None = None
     message: str | None = None
@@ -96,14 +97,18 @@ class _Status(msgspec.Struct):
 
 
 def list_from_json(raw: Json) -> ListEnvelope:
-    """Open a list answer; raises DataError when it is not a list (a captive portal's page, a Status, half an answer)."""
+    """Open a list answer; raises DataError when it is none (a captive portal's page, a Status, half a list)."""
     found = typed(raw, _List, "list")
     kind = found.kind or ""
     if not kind.endswith("List"):
         raise DataError("list", f"kind is {kind[:80]!r}, not a list")
     meta = found.metadata or _ListMeta()
     return ListEnvelope(
-        kind, found.api_version or "", meta.resource_version or "", meta.continue_token or "", found.items or []
+        kind,
+        found.api_version or "",
+        meta.resource_version or "",
+        meta.continue_token or "",
+        found.items or [],
     )
 
 

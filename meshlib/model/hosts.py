@@ -62,9 +62,10 @@ def match_host(
 ) -> HostMatch:
     """Say whether the host of a URL is ours (decision D1). Never raises: what we cannot read takes the bare path.
 
-    ``port`` None takes 80 for http and 443 for https. ``aliases``: ``host`` or ``host:port`` in lower case to target; the
-    form with a port wins. SHORT candidates are confirmed by the caller, in order: a Service of that name is known (and, for
-    a candidate with ``hostname``, an endpoint of that host name); until then the bare path is right.
+    ``port`` None takes 80 for http and 443 for https. ``aliases``: ``host`` or ``host:port`` in lower case to
+    target; the form with a port wins. SHORT candidates are confirmed by the caller, in order: a Service of
+    that name is known (and, for a candidate with ``hostname``, an endpoint of that host name); until then the
+    bare path is right.
     """
     number = _DEFAULT_PORTS.get(scheme.lower()) if port is None else port
     if number is None:
@@ -90,14 +91,18 @@ def match_host(
     if found is not None:
         what = f"endpoint {found.hostname!r} of Service" if found.hostname else "Service"
         return HostMatch(
-            HostKind.CLUSTER, (found,), f"cluster host name: {what} {found.name!r} in namespace {found.namespace!r}"
+            HostKind.CLUSTER,
+            (found,),
+            f"cluster host name: {what} {found.name!r} in namespace {found.namespace!r}",
         )
     return _short(bare, number, absolute, defaults, short_names)
 
 
 def _short(name: str, port: int, absolute: bool, defaults: TargetDefaults, short_names: bool) -> HostMatch:
     if absolute:
-        return _not_ours("it ends in a dot, so the search list does not apply, and it is not a cluster host name")
+        return _not_ours(
+            "it ends in a dot, so the search list does not apply, and it is not a cluster host name"
+        )
     dots = name.count(".")
     if dots >= defaults.ndots:
         return _not_ours(
@@ -111,14 +116,19 @@ def _short(name: str, port: int, absolute: bool, defaults: TargetDefaults, short
     for entry in defaults.search:
         suffix = entry.lower().strip(".")
         if suffix != domain and not suffix.endswith("." + domain):
-            # Names below a foreign domain may exist, and then the resolver stops there: what comes later is not certain.
+            # Names below a foreign domain may exist, and then the resolver stops there: what comes later is
+            # not certain.
             foreign = f"; search entry {suffix!r} is outside the cluster, so later entries do not count"
             break
         found = cluster_host(f"{name}.{suffix}", port, defaults)
         if found is not None and found not in candidates:
             candidates.append(found)
     if not candidates:
-        why = "the search list is empty" if not defaults.search else "the search list leads to no Service name"
+        why = (
+            "the search list is empty" if not defaults.search else "the search list leads to no Service name"
+        )
         return _not_ours(f"{why}{foreign}")
     tried = ", ".join(candidate.authority for candidate in candidates)
-    return HostMatch(HostKind.SHORT, tuple(candidates), f"short name: ours if one of these exists: {tried}{foreign}")
+    return HostMatch(
+        HostKind.SHORT, tuple(candidates), f"short name: ours if one of these exists: {tried}{foreign}"
+    )

@@ -9,7 +9,8 @@ _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 #: What resolvers accept in a host name: also ``_`` (SRV owners and names found in practice).
 _HOST_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _DIGITS = re.compile(r"[0-9]+", re.ASCII)
-#: The last label of what inet_aton (and so every C library) would read as a number: ``127.1``, ``0x7f.1``, ``2130706433``.
+#: The last label of what inet_aton (and so every C library) would read as a number: ``127.1``, ``0x7f.1``,
+#: ``2130706433``.
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*", re.ASCII)
 
 MAX_NAME = 253  #: RFC 1035 2.3.4, without the root's dot
@@ -24,13 +25,15 @@ def is_label(text: str) -> bool:
 def is_host_name(text: str) -> bool:
     """A lower-case DNS name (underscores allowed, one trailing dot allowed) that cannot be read as a number."""
     name = text.removesuffix(".")
-    return 0 < len(name) <= MAX_NAME and all(_HOST_LABEL.fullmatch(part) for part in name.split(".")) and (
-        not ends_in_number(name)
+    return (
+        0 < len(name) <= MAX_NAME
+        and all(_HOST_LABEL.fullmatch(part) for part in name.split("."))
+        and (not ends_in_number(name))
     )
 
 
 def ends_in_number(host: str) -> bool:
-    """Whether C libraries may read this host as an IPv4 address in one of its odd spellings (WHATWG URL, "ends in a number")."""
+    """Whether C libraries may read this host as an IPv4 address in an odd spelling (WHATWG URL 3.5)."""
     return _NUMERIC_LABEL.fullmatch(host.removesuffix(".").rpartition(".")[2]) is not None
 
 

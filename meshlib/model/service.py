@@ -9,7 +9,7 @@ from meshlib.errors import UnknownPort
 
 
 class ServiceType(enum.Enum):
-    """``spec.type``; HEADLESS is ClusterIP with ``clusterIP: None``, and NAMES are sets made by DNS, file or static text."""
+    """``spec.type``; HEADLESS is ClusterIP with ``clusterIP: None``, NAMES are sets made by DNS or static text."""
 
     CLUSTER_IP = "ClusterIP"
     NODE_PORT = "NodePort"
@@ -30,8 +30,8 @@ class TrafficPolicy(enum.Enum):
 class ServicePort:
     """One entry of ``spec.ports``. Slices are joined by ``name`` and ``protocol``, never by number.
 
-    ``verbatim``: not a port of the Service but the pods' own port ``port``, taken as it is on every endpoint, whatever
-    the slices list: what a headless Service means by host name (decision D2).
+    ``verbatim``: not a port of the Service but the pods' own port ``port``, taken as it is on every endpoint,
+    whatever the slices list: what a headless Service means by host name (decision D2).
     """
 
     name: str
@@ -77,8 +77,10 @@ class Service:
     resource_version: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     annotations: tuple[tuple[str, str], ...] = field(default=())  #: only keys below ``meshlib.dev/``
-    external_ips: tuple[str, ...] = ()  #: ``spec.externalIPs`` as claimed by the tenant; trusted by nobody (decision D14)
-    proxy_name: str = ""  #: label ``service.kubernetes.io/service-proxy-name``: another proxy serves it, do not go around it
+    #: ``spec.externalIPs`` as the tenant claims them; trusted by nobody (decision D14)
+    external_ips: tuple[str, ...] = ()
+    #: label ``service.kubernetes.io/service-proxy-name``: another proxy serves this one, do not go around it
+    proxy_name: str = ""
 
     @property
     def headless(self) -> bool:
@@ -88,10 +90,10 @@ class Service:
 def resolve_port(service: Service, port: int | str | None, *, by_host: bool = False) -> ServicePort:
     """The Service port that a target means; raises UnknownPort listing what exists.
 
-    A number is the Service's own port (``spec.ports[].port``), a text the name of one, None the only one there is.
-    ``by_host`` tells that the target came from a host name (``Target.by_host``): for a headless Service the number is then
-    the pods' port verbatim, as it is for everyone who asks DNS (decision D2). TCP wins over other protocols with the same
-    number.
+    A number is the Service's own port (``spec.ports[].port``), a text the name of one, None the only one
+    there is. ``by_host`` tells that the target came from a host name (``Target.by_host``): for a headless
+    Service the number is then the pods' port verbatim, as it is for everyone who asks DNS (decision D2). TCP
+    wins over other protocols with the same number.
     """
     if service.headless and by_host and isinstance(port, int):
         return ServicePort(name="", port=port, target_port=port, verbatim=True)

@@ -32,9 +32,10 @@ class StaticAddress:
 class Target:
     """A parsed target. Equal targets share one set of state.
 
-    ``scheme``: ``k8s``, ``dns``, ``dns+srv``, ``static``, ``file`` or a plugin's. ``port``: a number, a name, or None
-    where the scheme allows it. ``hostname``: one endpoint of a headless Service (``HOST.NAME.NS.svc``).
-    ``port_is_verbatim`` (headless Services by host name, decision D2) is decided when the Service is known, not here.
+    ``scheme``: ``k8s``, ``dns``, ``dns+srv``, ``static``, ``file`` or a plugin's. ``port``: a number, a name,
+    or None where the scheme allows it. ``hostname``: one endpoint of a headless Service
+    (``HOST.NAME.NS.svc``). ``port_is_verbatim`` (headless Services by host name, decision D2) is decided when
+    the Service is known, not here.
 
     ``str(target)`` is the canonical text: ``Target.parse(str(target)) == target`` whatever the defaults are.
     """
@@ -47,17 +48,22 @@ class Target:
     server: str = ""  #: ``ip:port`` of ``dns://server:port/…``: ask this server instead of resolv.conf's
     path: str = ""  #: ``file``: file or folder; a plugin's scheme: everything after ``scheme://``
     addresses: tuple[StaticAddress, ...] = ()
-    by_host: bool = False  #: came from a host name in a URL, not from an explicit target (decision D2's headless rule)
-    authority: str = ""  #: the logical host that TLS and Host use when the user typed none (k8s: ``NAME.NS.svc``)
+    by_host: bool = (
+        False  #: came from a host name in a URL, not from an explicit target (decision D2's headless rule)
+    )
+    authority: str = (
+        ""  #: the logical host that TLS and Host use when the user typed none (k8s: ``NAME.NS.svc``)
+    )
 
     @classmethod
     def parse(cls, text: str, defaults: TargetDefaults = TargetDefaults()) -> Target:
         """Parse a target string; raises TargetError pointing at the offending part.
 
         ``k8s:///NAME[.NAMESPACE]:PORT`` (``kubernetes:`` means the same), ``NAME.NS.svc[.DOMAIN]:PORT`` and
-        ``HOST.NAME.NS.svc[.DOMAIN]:PORT``, ``dns://[SERVER[:PORT]]/HOST:PORT``, ``dns+srv:///_NAME._PROTO.HOST``,
-        ``static:///IP:PORT[;weight=N],…``, ``file:///PATH#NS/NAME:PORT``, and ``SCHEME://ANYTHING`` for plugins.
-        PORT is a number or, in the Kubernetes forms, the name of a Service port.
+        ``HOST.NAME.NS.svc[.DOMAIN]:PORT``, ``dns://[SERVER[:PORT]]/HOST:PORT``,
+        ``dns+srv:///_NAME._PROTO.HOST``, ``static:///IP:PORT[;weight=N],…``, ``file:///PATH#NS/NAME:PORT``,
+        and ``SCHEME://ANYTHING`` for plugins. PORT is a number or, in the Kubernetes forms, the name of a
+        Service port.
         """
         from meshlib.model.target_grammar import parse
 

@@ -10,7 +10,9 @@ from meshlib.model.address import RELAXED
 from meshlib.model.names import MAX_PORT, ends_in_number, is_digits, is_host_name, is_label, is_port_name
 from meshlib.model.target import StaticAddress, Target, TargetDefaults
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)  # RFC 3986 3.1, with the slashes that all targets have
+_SCHEME = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII
+)  # RFC 3986 3.1, with the slashes that all targets have
 _SINGLE = re.compile(r"(?:k8s|kubernetes|dns|dns\+srv|static|file):", re.ASCII | re.IGNORECASE)
 _DNS_PORT = 53
 _MAX_TEXT = 65536  # a static target of a thousand addresses needs 30 kB; beyond that it is not a target
@@ -79,7 +81,8 @@ def parse(text: str, defaults: TargetDefaults) -> Target:
             return _file(rest)
         case "http" | "https":
             whole.sub(0, found.end()).fail(
-                "this is a URL, not a target", "give the URL to the HTTP client; a target starts with k8s:///, dns:/// or the like"
+                "this is a URL, not a target",
+                "give the URL to the HTTP client; a target starts with k8s:///, dns:/// or the like",
             )
     if not rest.text:
         whole.fail("nothing follows the scheme")
@@ -98,8 +101,12 @@ def _scheme_less(whole: _Part, defaults: TargetDefaults) -> Target:
     if target is None:
         hint = _FORMS
         if is_label(host.text) or (host.text.count(".") == 1 and all(map(is_label, host.text.split(".")))):
-            hint = f"write k8s:///{host.text}:{port.text if port and port.text else 'PORT'} for a Service, dns:///HOST:PORT for a DNS name"
-        host.fail(f"neither a scheme nor a cluster host name (NAME.NAMESPACE.svc or with .{defaults.cluster_domain})", hint)
+            wanted = port.text if port and port.text else "PORT"
+            hint = f"write k8s:///{host.text}:{wanted} for a Service, dns:///HOST:PORT for a DNS name"
+        host.fail(
+            f"neither a scheme nor a cluster host name (NAME.NAMESPACE.svc or with .{defaults.cluster_domain})",
+            hint,
+        )
     if port is None:
         host.fail("the port is missing", f"write {host.text}:PORT")
     return Target.kubernetes(
@@ -121,7 +128,10 @@ def cluster_host(host: str, port: int | str | None, defaults: TargetDefaults) ->
 
 def _after_empty_authority(scheme: str, rest: _Part, form: str) -> _Part:
     if not rest.text.startswith("/"):
-        rest.fail("there must be three slashes: nothing stands between the second and the third", f"write {scheme}:///{form}")
+        rest.fail(
+            "there must be three slashes: nothing stands between the second and the third",
+            f"write {scheme}:///{form}",
+        )
     return rest.sub(1)
 
 
@@ -140,14 +150,23 @@ def _label(part: _Part, what: str) -> str:
         part.fail(f"the {what} cannot have percent escapes", "write it as it is")
     if not is_label(part.text):
         lower = part.text.lower()
-        hint = f"Kubernetes names are lower case: write {lower}" if lower != part.text and is_label(lower) else ""
+        hint = (
+            f"Kubernetes names are lower case: write {lower}"
+            if lower != part.text and is_label(lower)
+            else ""
+        )
         part.fail(f"not a {what}: only a-z, 0-9 and '-', at most 63 characters, first and last not '-'", hint)
     return part.text
 
 
 def _number(part: _Part, what: str, low: int, high: int) -> int:
     text = part.text
-    if not is_digits(text) or (len(text) > 1 and text[0] == "0") or len(text) > 7 or not low <= int(text) <= high:
+    if (
+        not is_digits(text)
+        or (len(text) > 1 and text[0] == "0")
+        or len(text) > 7
+        or not low <= int(text) <= high
+    ):
         part.fail(f"the {what} must be a number from {low} to {high}, without leading zeros")
     return int(text)
 
@@ -236,7 +255,9 @@ def _host_name(part: _Part) -> str:
         part.fail("a host has ASCII characters only", "write an international name in its xn-- form")
     name = part.text.lower()
     if not is_host_name(name):
-        part.fail("not a host name: labels of a-z, 0-9, '-' and '_' joined by single dots, at most 253 characters")
+        part.fail(
+            "not a host name: labels of a-z, 0-9, '-' and '_' joined by single dots, at most 253 characters"
+        )
     return name
 
 
@@ -247,12 +268,25 @@ def _dns(rest: _Part) -> Target:
     host, port = path.cut_last(":")
     if path.text.startswith("[") or (port is not None and ends_in_number(host.text) and "@" not in host.text):
         name, number = _address_and_port(path, None, "the host looks like an IP address but")
-        return Target(scheme="dns", name=name, port=number, server=server, authority=f"[{name}]" if ":" in name else name)
+        return Target(
+            scheme="dns",
+            name=name,
+            port=number,
+            server=server,
+            authority=f"[{name}]" if ":" in name else name,
+        )
     name = _host_name(host)
     if port is None:
-        path.fail("the port is missing", f"write dns:///{host.text}:PORT, or dns+srv:/// to take it from SRV records")
+        path.fail(
+            "the port is missing",
+            f"write dns:///{host.text}:PORT, or dns+srv:/// to take it from SRV records",
+        )
     return Target(
-        scheme="dns", name=name, port=_port(port, named=False), server=server, authority=name.removesuffix(".")
+        scheme="dns",
+        name=name,
+        port=_port(port, named=False),
+        server=server,
+        authority=name.removesuffix("."),
     )
 
 
@@ -262,7 +296,11 @@ def _dns_srv(rest: _Part) -> Target:
         path.sub(path.text.index(":")).fail("SRV records carry the port", "remove the port")
     name = _host_name(path)
     labels = name.split(".", 2)
-    if len(labels) < 3 or not (labels[0].startswith("_") and labels[1].startswith("_")) or not labels[2].strip("."):
+    if (
+        len(labels) < 3
+        or not (labels[0].startswith("_") and labels[1].startswith("_"))
+        or not labels[2].strip(".")
+    ):
         path.fail("an SRV name starts with _NAME._PROTO.", "write dns+srv:///_http._tcp.HOST")
     return Target(scheme="dns+srv", name=name, server=server, authority=labels[2].removesuffix("."))
 
@@ -288,7 +326,9 @@ def _static(rest: _Part) -> Target:
         seen[address, port] = None
         addresses.append(StaticAddress(address, port, weight))
     first = addresses[0].address
-    return Target(scheme="static", addresses=tuple(addresses), authority=f"[{first}]" if ":" in first else first)
+    return Target(
+        scheme="static", addresses=tuple(addresses), authority=f"[{first}]" if ":" in first else first
+    )
 
 
 def _file(rest: _Part) -> Target:

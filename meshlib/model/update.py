@@ -1,4 +1,4 @@
-"""Update: what every resolver publishes. A Snapshot replaces, a Failure keeps the last good state, DoesNotExist empties."""
+"""Update: what resolvers publish. A Snapshot replaces, a Failure keeps the last good state, DoesNotExist empties."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Snapshot:
 class Failure:
     """The source could not be asked or said nothing useful. The last good Snapshot stays in force.
 
-    ``hopeless`` tells that waiting will not help soon (no RBAC, no credentials, refused): callers that wait for the
-    first Snapshot go on to their fall-back at once instead of waiting out their bound.
+    ``hopeless`` tells that waiting will not help soon (no RBAC, no credentials, refused): callers that wait
+    for the first Snapshot go on to their fall-back at once instead of waiting out their bound.
     """
 
     error: Exception

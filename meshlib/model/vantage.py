@@ -16,7 +16,11 @@ class VantagePoint:
 
 
 class Path(enum.Enum):
-    """INTERNAL: by name or clusterIP from inside. EXTERNAL: nodePort, LB VIP, externalIP. SHORT_CIRCUIT: the latter from inside."""
+    """Through which door of the Service traffic comes.
+
+    INTERNAL: by name or clusterIP, from inside. EXTERNAL: node port, load balancer or external IP, from outside.
+    SHORT_CIRCUIT: one of those external addresses, dialled from inside.
+    """
 
     INTERNAL = "internal"
     EXTERNAL = "external"

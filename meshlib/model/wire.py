@@ -1,8 +1,9 @@
 """The Kubernetes objects as they are written, as far as we read them, and the reading itself.
 
-Two ways lead into the same structures. Well-formed JSON is decoded in one step straight into them. When a piece has a wrong
-type, the object is decoded again without types and converted piece by piece, so that one bad endpoint costs one endpoint.
-Unknown fields are ignored; ``null`` is the same as absent, as Go's encoder writes empty lists that way.
+Two ways lead into the same structures. Well-formed JSON is decoded in one step straight into them. When a
+piece has a wrong type, the object is decoded again without types and converted piece by piece, so that one
+bad endpoint costs one endpoint. Unknown fields are ignored; ``null`` is the same as absent, as Go's encoder
+writes empty lists that way.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ Skip = Callable[[str, str], None]
 Json = bytes | bytearray | memoryview | msgspec.Raw
 W = TypeVar("W", bound=msgspec.Struct)
 
-# ValidationError and DecodeError are MsgspecErrors; a deep nesting is a RecursionError, lone surrogates and bad UTF-8 are
-# UnicodeErrors, numbers beyond the range are ValueErrors or OverflowErrors.
+# ValidationError and DecodeError are MsgspecErrors; a deep nesting is a RecursionError, lone surrogates and
+# bad UTF-8 are UnicodeErrors, numbers beyond the range are ValueErrors or OverflowErrors.
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeError, ValueError, OverflowError, MemoryError)
 
 

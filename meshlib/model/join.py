@@ -1,0 +1,129 @@
+"""Join: from slices to dialable endpoints of one Service port, each ip:port once.
+
+The first half of eligibility. A slice is joined alone (so its result can be kept for as long as the slice
+does), then the joined slices are united.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meshlib.model.endpoint import Endpoint
+from meshlib.model.service import ServicePort
+from meshlib.model.slices import EndpointSlice, SliceEndpoint
+
+Place = tuple[str, int]  #: address and port
+
+
+class Joined:
+    """One slice joined with one Service port; immutable after construction.
+
+    ``number`` is the port that the slice has for the Service port, None when it has none (then nothing is
+    joined). ``found`` and ``facts`` have the same keys; of a place that stands twice in a slice the better
+    copy counts.
+    """
+
+    __slots__ = ("all_ready", "facts", "found", "has_hints", "number", "slice")
+
+    def __init__(self, slice_: EndpointSlice, port: ServicePort) -> None:
+        self.slice = slice_
+        number = self.number = number_in(slice_, port)
+        found: dict[Place, Endpoint] = {}
+        facts: dict[Place, SliceEndpoint] = {}
+        self.has_hints = False
+        self.all_ready = True
+        if number is not None:
+            for fact in slice_.endpoints:
+                place = (fact.address, number)
+                if place in facts and not _better_fact(fact, facts[place]):
+                    continue
+                facts[place] = fact
+                found[place] = endpoint_of(fact, number)
+            self.all_ready = all(fact.ready for fact in facts.values())
+            self.has_hints = any(fact.hint_zones or fact.hint_nodes for fact in facts.values())
+        self.found = found
+        self.facts = facts
+
+
+class Union:
+    """All places of one family. ``facts`` is filled only when some endpoint carries hints: nobody else needs it."""
+
+    __slots__ = ("all_ready", "facts", "found", "has_hints")
+
+    def __init__(self, joined: Sequence[Joined], node: str) -> None:
+        found: dict[Place, Endpoint] = {}
+        for part in joined:
+            found.update(part.found)
+        self.all_ready = all(part.all_ready for part in joined)
+        self.has_hints = any(part.has_hints for part in joined)
+        facts: dict[Place, SliceEndpoint] = {}
+        if self.has_hints:
+            for part in joined:
+                facts.update(part.facts)
+        if len(found) != sum([len(part.found) for part in joined]):
+            for place, part in winners(joined, node).items():
+                found[place] = part.found[place]
+                if self.has_hints:
+                    facts[place] = part.facts[place]
+        self.found = found
+        self.facts = facts
+
+
+def number_in(slice_: EndpointSlice, port: ServicePort) -> int | None:
+    """The number that a slice has for a Service port: by name and protocol, as a named targetPort may differ per slice.
+
+    A port entry without a number ("all ports") gives none: only a verbatim port knows the number.
+    """
+    if port.verbatim:
+        return port.port
+    for entry in slice_.ports:
+        if entry.name == port.name and entry.protocol == port.protocol and entry.port is not None:
+            return entry.port
+    return None
+
+
+def endpoint_of(fact: SliceEndpoint, port: int) -> Endpoint:
+    """The endpoint that a slice's entry gives on a port."""
+    return Endpoint(
+        address=fact.address,
+        port=port,
+        uid=fact.uid,
+        name=fact.name,
+        hostname=fact.hostname,
+        node=fact.node,
+        zone=fact.zone,
+        weight=fact.weight,
+        priority=fact.priority,
+        ready=fact.ready,
+        serving=fact.serving,
+        terminating=fact.terminating,
+    )
+
+
+def _better_fact(one: SliceEndpoint, other: SliceEndpoint) -> bool:
+    """Within a slice: the copy that is ready, then the one that serves; else the first."""
+    return (one.ready, one.serving) > (other.ready, other.serving)
+
+
+def winners(joined: Sequence[Joined], node: str) -> dict[Place, Joined]:
+    """For every place that stands in several slices, the slice whose copy counts.
+
+    The rule between conflicting copies: ready before not ready, serving before not serving, on our own node
+    before elsewhere, the newest slice (highest generation), and last the slice's name, so that the order in
+    which slices arrive never matters.
+    """
+    holders: dict[Place, list[Joined]] = {}
+    for part in joined:
+        for place in part.found:
+            holders.setdefault(place, []).append(part)
+    return {
+        place: max(parts, key=lambda part: _rank(part, place, node))
+        for place, parts in holders.items()
+        if len(parts) > 1
+    }
+
+
+def _rank(part: Joined, place: Place, node: str) -> tuple[bool, bool, bool, int, str, str]:
+    fact, slice_ = part.facts[place], part.slice
+    local = bool(node) and fact.node == node
+    return fact.ready, fact.serving, local, slice_.generation, slice_.namespace, slice_.name
