@@ -14,7 +14,6 @@ from meshlib.runtime.config.checks import Network
 from meshlib.runtime.config.keys import dotted
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
-_DEFAULTS = TargetDefaults()
 
 
 def _nothing() -> Any:
@@ -81,13 +80,13 @@ class Config:
         annotations: Mapping[str, str] = _EMPTY,
         *,
         service: str = "",
-        defaults: TargetDefaults = _DEFAULTS,
+        defaults: TargetDefaults | None = None,
     ) -> TargetSettings:
         """The settings of one target; never raises: what other tenants write (annotations) is skipped with a warning.
 
         ``annotations``: those of the Service. Only ``meshlib.dev/picker``, ``meshlib.dev/picker-settings`` and
         ``meshlib.dev/hash-key`` count, and only where nothing local says otherwise. ``service`` is its ``ns/name``,
-        for the warnings. ``defaults`` complete the texts of ``[target."..."]`` tables. Settings stay with their
+        for the warnings. ``defaults`` complete the texts of ``[target."..."]`` tables (default: the environment's). Settings stay with their
         picker: those written for another place's picker are never mixed in.
         """
         service = service or target_text
@@ -109,9 +108,15 @@ class Config:
             return _with_picker(chosen, offered.picker, offered.settings, offered.where)
         return chosen
 
-    def _own_table(self, text: str, defaults: TargetDefaults) -> tuple[str, Mapping[str, Any]]:
+    def _own_table(self, text: str, defaults: TargetDefaults | None) -> tuple[str, Mapping[str, Any]]:
         if text in self.target or not self.target:
             return text, self.target.get(text, _EMPTY)
+        if defaults is None:
+            from meshlib.runtime.config.environment import (
+                target_defaults,
+            )  # it reads a Config, so it imports us
+
+            defaults = target_defaults(self)
         wanted = _meaning(text, defaults)
         for name, table in self.target.items():
             if _meaning(name, defaults) == wanted:
