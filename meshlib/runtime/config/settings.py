@@ -85,9 +85,9 @@ class Config:
         """The settings of one target; never raises: what other tenants write (annotations) is skipped with a warning.
 
         ``annotations``: those of the Service. Only ``meshlib.dev/picker``, ``meshlib.dev/picker-settings`` and
-        ``meshlib.dev/hash-key`` count, and only where nothing local says otherwise. ``service`` is its ``ns/name``,
-        for the warnings. ``defaults`` complete the texts of ``[target."..."]`` tables (default: the environment's). Settings stay with their
-        picker: those written for another place's picker are never mixed in.
+        ``meshlib.dev/hash-key`` count, and only where nothing local says otherwise. ``service`` is its
+        ``ns/name``, for the warnings. ``defaults`` complete the texts of ``[target."..."]`` tables; without them
+        the environment's do. Settings stay with their picker: those written for another place's are not mixed in.
         """
         service = service or target_text
         name, own = self._own_table(target_text, defaults)
