@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from meshlib.model.endpoint import Endpoint
     from meshlib.model.target import Target
     from meshlib.runtime.config import Config, load_config
-    from meshlib.runtime.mesh import Mesh, default_mesh, ready
+    from meshlib.runtime.default import default_mesh, ready
+    from meshlib.runtime.mesh import Mesh
 
 __version__ = "0.1.0"
 
@@ -45,9 +46,9 @@ _HOMES = {
     "Mesh": "meshlib.runtime.mesh",
     "MeshTransport": "meshlib.clients.httpx",
     "Target": "meshlib.model.target",
-    "default_mesh": "meshlib.runtime.mesh",
+    "default_mesh": "meshlib.runtime.default",
     "load_config": "meshlib.runtime.config",
-    "ready": "meshlib.runtime.mesh",
+    "ready": "meshlib.runtime.default",
     "unwrap": "meshlib.clients.httpx",
     "wrap": "meshlib.clients.httpx",
 }

@@ -23,7 +23,7 @@ from meshlib.errors import (
     ServiceNotFound,
     UnknownPort,
 )
-from meshlib.model.eligibility import eligible
+from meshlib.model.eligibility import Explained, SliceUnion, explain
 from meshlib.model.endpoint import Endpoint, EndpointSet, Verdict
 from meshlib.model.events import EndpointsChanged, EventSink, FallbackEnded, FellBack
 from meshlib.model.service import Service, ServicePort, TrafficPolicy, resolve_port
@@ -80,6 +80,7 @@ class Balancer:
         self._around = around
         self._subchannels: dict[tuple[str, int, str], Subchannel] = {}
         self._dns: tuple[Endpoint, ...] = ()
+        self._union = SliceUnion()  #: keeps the join of slices that did not change
         self._waiting_over = False
         self._absent = False  #: the source said that there is no such Service
         self._refused: tuple[Endpoint, ...] | None = None  #: the set that refused every connection
@@ -145,13 +146,13 @@ class Balancer:
             return
         service = snapshot.service
         try:
-            port = resolve_port(service, self.target.port, verbatim=self.target.by_host)
+            port = resolve_port(service, self.target.port, by_host=self.target.by_host)
         except UnknownPort as error:
             message = f"{self.label}: {error}"
             self._fail(lambda: UnknownPort(message), str(error))
             return
         vantage = self._around.vantage(snapshot.slices)
-        self.set = eligible(service, port, snapshot.slices, vantage, Path.INTERNAL)
+        self.set = self._union.eligible(service, port, snapshot.slices, vantage, Path.INTERNAL)
         endpoints = self._named(self.set.endpoints)
         if self._refused is not None and self._refused != self.set.endpoints:
             self._refused = None
@@ -184,7 +185,7 @@ class Balancer:
         service = self.snapshot.service
         if port is None:
             try:
-                port = resolve_port(service, self.target.port, verbatim=self.target.by_host)
+                port = resolve_port(service, self.target.port, by_host=self.target.by_host)
             except UnknownPort:
                 return None
         families = self._around.vantage(()).families
@@ -204,6 +205,21 @@ class Balancer:
     def subchannels(self) -> tuple[Subchannel, ...]:
         return tuple(self._subchannels.values())
 
+    def explain(self) -> tuple[Explained, ...]:
+        """Every entry of the last good slices, eligible or not, with the reason; for ``meshlib resolve``. Any thread.
+
+        Empty while nothing is known, and when the Service does not list the port.
+        """
+        snapshot = self.snapshot
+        if snapshot is None:
+            return ()
+        try:
+            port = resolve_port(snapshot.service, self.target.port, by_host=self.target.by_host)
+        except UnknownPort:
+            return ()  # the published state carries the error
+        vantage = self._around.vantage(())
+        return explain(snapshot.service, port, snapshot.slices, vantage, Path.INTERNAL)
+
     def _stand_back(self, snapshot: Snapshot, vantage: VantagePoint) -> str:
         """Why the pods must not be dialled from here; empty: they may."""
         if mesh := self._around.mesh_present():
@@ -214,7 +230,9 @@ class Balancer:
         if service.internal_traffic_policy is TrafficPolicy.LOCAL and not vantage.node:
             return "internalTrafficPolicy is Local and our own node is unknown: set NODE_NAME"
         if not vantage.zone and not vantage.node and _has_hints(snapshot.slices):
-            return "the Service uses topology hints and our own place is unknown: set MESHLIB_ZONE or NODE_NAME"
+            return (
+                "the Service uses topology hints and our own place is unknown: set MESHLIB_ZONE or NODE_NAME"
+            )
         return ""
 
     def _without_knowledge(self) -> None:

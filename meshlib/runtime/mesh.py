@@ -6,26 +6,23 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
 
+from meshlib.discovery.base import ResolverBuilder
 from meshlib.discovery.dns import lookup as dns_lookup
-from meshlib.errors import ConfigError, MeshClosed
-from meshlib.model.events import EntrySkipped
-from meshlib.model.service import Service
+from meshlib.errors import MeshClosed
 from meshlib.model.slices import EndpointSlice
 from meshlib.model.target import Target
 from meshlib.model.update import Snapshot
 from meshlib.model.vantage import VantagePoint
-from meshlib.pickers.base import Picker, PickerContext
 from meshlib.pickers.hash_key import parse_hash_key
 from meshlib.pickers.subchannel import Subchannel
-from meshlib.policies import order
 from meshlib.runtime import place, process
 from meshlib.runtime.balancer import Balancer, Surroundings, Way
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.config import Config, TargetSettings, address_policy, load_config, target_defaults
+from meshlib.runtime.factory import PickerFactory
 from meshlib.runtime.handle import Live, TargetHandle
 from meshlib.runtime.lookup import DnsFallback
 from meshlib.runtime.names import UrlTable
@@ -39,15 +36,23 @@ class Mesh:
 
     Watches are shared by all Meshes of a process that use the same control plane; balancer state belongs to one
     Mesh. ``strict``: every fall-back of decision D3 becomes an error. ``config``: a ``load_config()`` result; by
-    default it is read from the environment and ``meshlib.toml``. Raises ConfigError.
+    default it is read from the environment and ``meshlib.toml``. ``resolvers``: own resolver builders by scheme, before
+    the built-ins and plugins. Raises ConfigError.
     """
 
-    def __init__(self, *, strict: bool | None = None, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        strict: bool | None = None,
+        config: Config | None = None,
+        resolvers: Mapping[str, ResolverBuilder] | None = None,
+    ) -> None:
         if config is None:
             config = load_config({} if strict is None else {"strict": strict})
         self.config = config
         self.strict = config.strict if strict is None else strict
         self.defaults = target_defaults(config)
+        self._resolvers = dict(resolvers or {})
         self.policy = address_policy(config)
         self._lock = threading.Lock()
         self._handles: dict[tuple[Target, str], TargetHandle] = {}
@@ -74,9 +79,7 @@ class Mesh:
         key = (parsed, logical)
         handle = self._handles.get(key)
         if handle is None:
-            resolver_builder(
-                parsed.scheme
-            )  # imports the resolver here, in the caller's thread, and checks the name
+            self._builder(parsed.scheme)  # imports the resolver here, in the caller's thread; checks the name
             self._parse_settings(settings)
             spec = parse_hash_key(settings.hash_key, settings.where) if settings.hash_key else None
             with self._lock:
@@ -171,14 +174,14 @@ class Mesh:
             return where.vantage
 
         detects = target.scheme == "k8s" and self.config.sidecar == "auto"
-        builder = _PickerFactory(self.config, str(target), runtime.clock.random)
+        factory = PickerFactory(self.config, str(target), runtime.clock.random)
         balancer = Balancer(
             target,
             Surroundings(
                 now=runtime.clock.now,
                 emit=emit,
                 make_subchannel=lambda endpoint, joined: Subchannel(endpoint, threading.Lock(), joined),
-                build_picker=builder,
+                build_picker=factory,
                 vantage=vantage,
                 mesh_present=lambda: runtime.mesh_present if detects else "",
                 strict=self.strict,
@@ -201,8 +204,8 @@ class Mesh:
         return Live(balancer, balancer.cell, watch, runtime.clock.now, runtime.control.call)
 
     def _watch(self, runtime: process.ProcessRuntime, balancer: Balancer) -> TargetWatch:
-        config, policy = self.config, self.policy
-        context = runtime.context(config.discovery.get("dns", {}), policy)
+        tables, policy, builder = self.config.discovery, self.policy, _Builders(self._resolvers)
+        context = runtime.context(tables.get("dns", {}), policy)
 
         async def addresses(host: str) -> tuple[str, ...]:
             return await dns_lookup.addresses(host, context, DNS_TIMEOUT)
@@ -212,12 +215,12 @@ class Mesh:
 
         return TargetWatch(
             balancer,
-            resolver=lambda scheme: runtime.resolver(scheme, config.discovery.get(scheme, {}), policy),
+            resolver=lambda scheme: runtime.resolver(builder(scheme), scheme, tables.get(scheme, {}), policy),
             defaults=self.defaults,
             lookup=DnsFallback(self.defaults, policy, addresses, srv),
             spawn=lambda coroutine, name: runtime.control.spawn(coroutine, name=name),
             sleep=asyncio.sleep,
-            sync_timeout=config.sync_timeout,
+            sync_timeout=self.config.sync_timeout,
         )
 
     def _decide_again(self) -> None:
@@ -227,97 +230,18 @@ class Mesh:
             if live is not None and live.balancer.way is Way.SERVICE:
                 live.balancer.decide()
 
+    def _builder(self, scheme: str) -> ResolverBuilder:
+        return _Builders(self._resolvers)(scheme)
+
     def _parse_settings(self, settings: TargetSettings) -> None:
-        picker_builder(settings.picker).parse_config(settings.settings, settings.where)
+        picker_builder(settings.picker).parse_config(settings.settings, f"{settings.where}: ")
 
 
-class _PickerFactory:
-    """Builds the pickers of one target, following what the Service's annotations may change."""
+class _Builders:
+    """Resolver builders by scheme: those given in code, then the registry."""
 
-    def __init__(self, config: Config, label: str, random: Callable[[], float]) -> None:
-        self._config = config
-        self._label = label
-        self._random = random
-        self._warned: tuple[str, ...] = ()
-        self._affinity: Any = None
-        self._policy: object = None
+    def __init__(self, given: Mapping[str, ResolverBuilder]) -> None:
+        self._given = given
 
-    def __call__(
-        self, subchannels: Sequence[Subchannel], service: Service | None, previous: Picker | None
-    ) -> Picker:
-        annotations = dict(service.annotations) if service is not None else {}
-        settings = self._config.for_target(
-            self._label, annotations, service=str(service.key) if service else ""
-        )
-        self._warn(settings.warnings)
-        builder = picker_builder(settings.picker)
-        try:
-            parsed = builder.parse_config(settings.settings, settings.where)
-        except (
-            ConfigError
-        ) as error:  # only an annotation gets here: local settings were checked when the handle was made
-            self._warn((str(error),))
-            settings = self._config.for_target(self._label)
-            builder = picker_builder(settings.picker)
-            parsed = builder.parse_config(settings.settings, settings.where)
-        policy = (settings.picker, repr(settings.settings))
-        context = PickerContext(
-            random=self._random,
-            client_identity=client_identity(),
-            previous=previous if policy == self._policy else None,
-        )
-        self._policy = policy
-        return order.plan(subchannels, builder, parsed, context)
-
-    def _warn(self, warnings: tuple[str, ...]) -> None:
-        if warnings and warnings != self._warned:
-            self._warned = warnings
-            for warning in warnings:
-                emit(EntrySkipped("configuration", self._label, warning))
-
-
-def client_identity() -> str:
-    """Identifies this process for hash policies: the pod's name where there is one, and the pid."""
-    return f"{os.environ.get('HOSTNAME', '')}/{os.getpid()}"
-
-
-_default_lock = threading.Lock()
-_default: Mesh | None = None
-
-
-def default_mesh() -> Mesh:
-    """The Mesh that ``wrap`` and the channel functions use when none is given; one per process, made on first use."""
-    global _default
-    with _default_lock:
-        if _default is None or _default.closed:
-            _default = Mesh()
-        return _default
-
-
-def _new_default_lock() -> None:
-    global _default_lock
-    _default_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_new_default_lock)
-
-
-async def ready(
-    targets: str | Target | Iterable[str | Target], *, timeout: float = 10.0, mesh: Mesh | None = None
-) -> None:
-    """Wait until discovery has spoken about every target: for readiness probes and start-up hooks.
-
-    "Spoken" means that there is a set, or a known no (an empty Service does not make its callers unready). Raises
-    NotSynced for the first target that is still unknown after ``timeout`` seconds, and TargetError for a bad target.
-    """
-    owner = mesh or default_mesh()
-    wanted = [targets] if isinstance(targets, (str, Target)) else list(targets)
-    handles = [owner.target(target) for target in wanted]
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
-    for handle in handles:
-        while not handle.synced:
-            left = deadline - loop.time()
-            if left <= 0:
-                raise handle.balancer.not_synced()
-            await handle.wait_for_change_async(left)
+    def __call__(self, scheme: str) -> ResolverBuilder:
+        return self._given.get(scheme) or resolver_builder(scheme)

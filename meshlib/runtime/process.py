@@ -14,14 +14,13 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from meshlib.discovery.base import Resolver, ResolverContext
+from meshlib.discovery.base import Resolver, ResolverBuilder, ResolverContext
 from meshlib.model.address import AddressPolicy
 from meshlib.model.events import RuntimeStarted, SourceFailed
 from meshlib.runtime import place
 from meshlib.runtime.clock import SYSTEM, Clock
 from meshlib.runtime.control import ControlThread
 from meshlib.runtime.observing import emit
-from meshlib.runtime.registry import resolver_builder
 from meshlib.runtime.watch import TargetWatch
 
 
@@ -40,7 +39,7 @@ class ProcessRuntime:
         self.control = ControlThread(self._crashed)
         self.mesh_present = ""  #: the sidecar or ambient mesh found in this pod, in words
         self._detected = False
-        self._resolvers: dict[tuple[str, str], Resolver] = {}
+        self._resolvers: dict[tuple[ResolverBuilder, str, str], Resolver] = {}
 
     def start(self) -> None:
         self.control.start()
@@ -59,12 +58,14 @@ class ProcessRuntime:
             settings=settings,
         )
 
-    def resolver(self, scheme: str, settings: Mapping[str, Any], policy: AddressPolicy) -> Resolver:
-        """The shared resolver for a scheme and settings (on the loop): equal settings share watches."""
-        key = (scheme, repr((sorted(settings.items(), key=str), policy)))
+    def resolver(
+        self, builder: ResolverBuilder, scheme: str, settings: Mapping[str, Any], policy: AddressPolicy
+    ) -> Resolver:
+        """The shared resolver for a builder and settings (on the loop): equal settings share watches."""
+        key = (builder, scheme, repr((sorted(settings.items(), key=str), policy)))
         found = self._resolvers.get(key)
         if found is None:
-            found = self._resolvers[key] = resolver_builder(scheme).build(self.context(settings, policy))
+            found = self._resolvers[key] = builder.build(self.context(settings, policy))
             self.control.at_close(found.close)
         return found
 

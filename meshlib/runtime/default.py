@@ -1,0 +1,52 @@
+"""The Mesh that is used when none is named, and waiting until targets are known."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterable
+
+from meshlib.model.target import Target
+from meshlib.runtime.mesh import Mesh
+
+_default_lock = threading.Lock()
+_default: Mesh | None = None
+
+
+def default_mesh() -> Mesh:
+    """The Mesh that ``wrap`` and the channel functions use when none is given; one per process, made on first use."""
+    global _default
+    with _default_lock:
+        if _default is None or _default.closed:
+            _default = Mesh()
+        return _default
+
+
+def _new_default_lock() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_default_lock)
+
+
+async def ready(
+    targets: str | Target | Iterable[str | Target], *, timeout: float = 10.0, mesh: Mesh | None = None
+) -> None:
+    """Wait until discovery has spoken about every target: for readiness probes and start-up hooks.
+
+    "Spoken" means that there is a set, or a known no (an empty Service does not make its callers unready). Raises
+    NotSynced for the first target that is still unknown after ``timeout`` seconds, and TargetError for a bad target.
+    """
+    owner = mesh or default_mesh()
+    wanted = [targets] if isinstance(targets, (str, Target)) else list(targets)
+    handles = [owner.target(target) for target in wanted]
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    for handle in handles:
+        while not handle.synced:
+            left = deadline - loop.time()
+            if left <= 0:
+                raise handle.balancer.not_synced()
+            await handle.wait_for_change_async(left)

@@ -1,0 +1,67 @@
+"""PickerFactory: builds the pickers of one target, following what a Service's annotations may change (decision D11)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from meshlib.errors import ConfigError
+from meshlib.model.events import EntrySkipped
+from meshlib.model.service import Service
+from meshlib.pickers.base import Picker, PickerContext
+from meshlib.pickers.subchannel import Subchannel
+from meshlib.policies import order
+from meshlib.runtime.config import Config
+from meshlib.runtime.observing import emit
+from meshlib.runtime.registry import picker_builder
+
+
+class PickerFactory:
+    """One per target and process; called on the control thread."""
+
+    def __init__(self, config: Config, label: str, random: Callable[[], float]) -> None:
+        self._config = config
+        self._label = label
+        self._random = random
+        self._warned: tuple[str, ...] = ()
+        self._affinity: Any = None
+        self._policy: object = None
+
+    def __call__(
+        self, subchannels: Sequence[Subchannel], service: Service | None, previous: Picker | None
+    ) -> Picker:
+        annotations = dict(service.annotations) if service is not None else {}
+        settings = self._config.for_target(
+            self._label, annotations, service=str(service.key) if service else ""
+        )
+        self._warn(settings.warnings)
+        builder = picker_builder(settings.picker)
+        try:
+            parsed = builder.parse_config(settings.settings, f"{settings.where}: ")
+        except (
+            ConfigError
+        ) as error:  # only an annotation gets here: local settings were checked when the handle was made
+            self._warn((str(error),))
+            settings = self._config.for_target(self._label)
+            builder = picker_builder(settings.picker)
+            parsed = builder.parse_config(settings.settings, f"{settings.where}: ")
+        policy = (settings.picker, repr(settings.settings))
+        context = PickerContext(
+            random=self._random,
+            client_identity=client_identity(),
+            previous=previous if policy == self._policy else None,
+        )
+        self._policy = policy
+        return order.plan(subchannels, builder, parsed, context)
+
+    def _warn(self, warnings: tuple[str, ...]) -> None:
+        if warnings and warnings != self._warned:
+            self._warned = warnings
+            for warning in warnings:
+                emit(EntrySkipped("configuration", self._label, warning))
+
+
+def client_identity() -> str:
+    """Identifies this process for hash policies: the pod's name where there is one, and the pid."""
+    return f"{os.environ.get('HOSTNAME', '')}/{os.getpid()}"
