@@ -1,0 +1,150 @@
+"""Flavour: the pair of libraries a client is made of, and the check that their inside is what we know.
+
+httpx has a maintained continuation with the same inside under another name. Everything in this package works on the
+modules held here and never imports them itself, so that both are served by one implementation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+#: httpx module -> httpcore module.
+LIBRARIES = {"httpx": "httpcore"}
+
+#: What we read of a connection pool, besides its public names.
+_POOL_STATE = (
+    "_ssl_context",
+    "_proxy",
+    "_max_connections",
+    "_max_keepalive_connections",
+    "_keepalive_expiry",
+    "_http1",
+    "_http2",
+    "_retries",
+    "_local_address",
+    "_uds",
+    "_network_backend",
+    "_socket_options",
+    "_connections",
+    "_optional_thread_lock",
+    "_assign_requests_to_connections",
+    "_close_connections",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Flavour:
+    """One httpx with its httpcore. ``unsupported`` says why it cannot be balanced; empty: it can (decision D18)."""
+
+    httpx: Any
+    core: Any
+    unsupported: str = ""
+    #: The pools' own request methods. When a mocking library has replaced one, requests pass through to it.
+    pristine: dict[type, Any] = field(default_factory=dict)
+
+    def is_direct_pool(self, pool: object) -> bool:
+        """A plain pool that dials the URL's host itself: no proxy, no Unix socket, none of ours."""
+        kind = type(pool)
+        if kind is not self.core.ConnectionPool and kind is not self.core.AsyncConnectionPool:
+            return False
+        return pool._proxy is None and pool._uds is None  # type: ignore[attr-defined]
+
+    def is_mocked(self, pool: object) -> bool:
+        """Whether somebody patched the pool's class (respx does): the mock must see the logical URL, not an address."""
+        kind = type(pool)
+        name = "handle_request" if hasattr(kind, "handle_request") else "handle_async_request"
+        return getattr(kind, name) is not self.pristine.get(kind)
+
+    def warn(self, what: str) -> None:
+        """Tell that requests take the bare path (decision D18)."""
+        warnings.warn(
+            f"meshlib: {what} is left as it is, its requests are not balanced: {self.unsupported}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+_loaded: dict[str, Flavour] = {}
+
+
+def load(name: str = "httpx") -> Flavour:
+    """The flavour by the name of its httpx module; imports it. Raises ImportError when it is not installed."""
+    found = _loaded.get(name)
+    if found is None:
+        httpx, core = importlib.import_module(name), importlib.import_module(LIBRARIES[name])
+        found = _loaded.setdefault(name, check(httpx, core))
+    return found
+
+
+def flavour_of(thing: object) -> Flavour | None:
+    """The flavour that a client or transport (or a subclass of the application's) comes from."""
+    for kind in type(thing).__mro__:
+        package = kind.__module__.partition(".")[0]
+        if package in LIBRARIES:
+            return load(package)
+    return None
+
+
+def check(httpx: Any, core: Any) -> Flavour:
+    """Look whether all private names that this package uses exist and behave as expected. Does no IO."""
+    try:
+        reason = _differences(httpx, core)
+        pristine = {
+            core.ConnectionPool: core.ConnectionPool.handle_request,
+            core.AsyncConnectionPool: core.AsyncConnectionPool.handle_async_request,
+        }
+    except (AttributeError, TypeError, ValueError, LookupError) as error:
+        reason, pristine = f"unexpected inside: {error}", {}
+    if reason:
+        versions = f"{httpx.__name__} {_version(httpx)} on {core.__name__} {_version(core)}"
+        reason = f"{versions} is not a version this meshlib knows ({reason})"
+    return Flavour(httpx, core, reason, pristine)
+
+
+def _differences(httpx: Any, core: Any) -> str:
+    for name in ("HTTPTransport", "AsyncHTTPTransport", "Client", "AsyncClient", "ByteStream"):
+        if not isinstance(getattr(httpx, name, None), type):
+            return f"{httpx.__name__}.{name} is missing"
+    for kind, send in (
+        (core.ConnectionPool, "handle_request"),
+        (core.AsyncConnectionPool, "handle_async_request"),
+    ):
+        if not callable(getattr(kind, send, None)):
+            return f"{kind.__name__}.{send} is missing"
+        pool = kind(max_connections=1, keepalive_expiry=1.0)
+        missing = [name for name in _POOL_STATE if not hasattr(pool, name)]
+        if missing:
+            return f"{kind.__name__}.{missing[0]} is missing"
+        if not _closes_idle(pool):
+            return f"{kind.__name__} keeps idle connections in another way"
+    return ""
+
+
+def _closes_idle(pool: Any) -> bool:
+    """What retiring an endpoint rests on: with nothing to keep, the next assignment closes what is idle."""
+    idle = _Idle()
+    pool._connections.append(idle)
+    pool._max_keepalive_connections = 0
+    with pool._optional_thread_lock:
+        closing = pool._assign_requests_to_connections()
+    return list(closing) == [idle] and not pool._connections
+
+
+class _Idle:
+    """A connection with nothing to do, for the check."""
+
+    def is_closed(self) -> bool:
+        return False
+
+    def has_expired(self) -> bool:
+        return False
+
+    def is_idle(self) -> bool:
+        return True
+
+
+def _version(module: Any) -> str:
+    return str(getattr(module, "__version__", "of unknown version"))

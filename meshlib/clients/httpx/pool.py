@@ -1,0 +1,375 @@
+"""MeshPool and AsyncMeshPool: what stands in the place of ``transport._pool`` and decides where each request goes.
+
+Requests for hosts that are not ours go to the original pool, untouched. Connections belong to the process that made
+them and, in asyncio, to the event loop that made them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from meshlib.clients.httpx.attempt import Dial, Exchange, Pause, Wait, attempt
+from meshlib.clients.httpx.body import AsyncLeasedBody, LeasedBody, RequestBody, settle_abandoned
+from meshlib.clients.httpx.exceptions import as_httpcore
+from meshlib.clients.httpx.faults import Fault, fault_of, is_blamed
+from meshlib.clients.httpx.flavour import Flavour
+from meshlib.clients.httpx.wire import AsyncEngine, SyncEngine
+from meshlib.errors import ResolveError
+from meshlib.pickers.hash_key import HashKeySource
+from meshlib.pickers.subchannel import Subchannel
+from meshlib.runtime.clock import SYSTEM
+from meshlib.runtime.default import default_mesh
+from meshlib.runtime.factory import client_identity
+from meshlib.runtime.handle import TargetHandle
+from meshlib.runtime.mesh import Mesh
+from meshlib.runtime.process import Generation
+
+#: Engines inherited through fork. Their connections belong to the parent: closing them, or letting a finalizer close
+#: them, would speak on the parent's sockets, so they are kept until the process ends.
+_graveyard: list[object] = []
+
+_SCHEMES = {b"http": "http", b"ws": "http", b"https": "https", b"wss": "https"}
+
+#: Gives the key for hash policies from an httpcore request (``method``, ``url``, ``headers``, all in bytes).
+HashKey = Callable[[Any], str | bytes | None]
+#: The request extension that gives the key for one request; wins over everything else.
+HASH_KEY_EXTENSION = "meshlib_hash_key"
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What replaces the URL's host in Host and TLS; None: nothing, the user typed it."""
+
+    authority: bytes | None
+    tls_name: str | None
+
+
+def _identity(handle: TargetHandle) -> _Identity:
+    if not handle.authority or handle.authority == handle.target.authority:
+        return _Identity(None, None)
+    return _Identity(handle.authority.encode("ascii"), _host_of(handle.authority))
+
+
+class _Pool:
+    """What both colours share: whose host it is, and the request that is sent to an endpoint."""
+
+    def __init__(
+        self,
+        original: Any,
+        flavour: Flavour,
+        *,
+        mesh: Mesh | None = None,
+        handle: TargetHandle | None = None,
+        hash_key: HashKey | None = None,
+        from_wrap: bool = False,
+        now: Callable[[], float] = SYSTEM.now,
+    ) -> None:
+        self.original = original  #: the pool that was here before; serves what is not ours
+        self.mesh = mesh
+        self._flavour = flavour
+        self._handle = handle
+        self._hash_key = hash_key
+        self.from_wrap = from_wrap
+        self._now = now
+        self._identities: dict[TargetHandle, _Identity] = {}
+        self._client_key: str | None = None
+        self._generation = Generation.current
+        self._retries: int = original._retries
+
+    @property
+    def connections(self) -> list[Any]:
+        """The connections of the original pool (httpcore's attribute); those to endpoints are not among them."""
+        found: list[Any] = self.original.connections
+        return found
+
+    def _handle_for(self, url: Any) -> TargetHandle | None:
+        """The target that serves this URL; None: the original pool does."""
+        if self._flavour.is_mocked(self.original):
+            return None
+        handle = self._handle
+        if handle is None:
+            scheme = _SCHEMES.get(url.scheme)
+            if scheme is None:
+                return None
+            if self.mesh is None:
+                self.mesh = default_mesh()
+            handle = self.mesh.for_url(scheme, url.host.decode("ascii"), url.port)
+            if handle is None:
+                return None
+        if handle not in self._identities:
+            self._identities[handle] = _identity(handle)
+            handle.on_removed(self._removed)
+        return handle
+
+    def _removed(self, subchannel: Subchannel) -> None:
+        raise NotImplementedError
+
+    def _forget_inherited(self) -> None:
+        raise NotImplementedError
+
+    def _check_generation(self) -> None:
+        if self._generation != Generation.current:
+            self._forget_inherited()
+            self._generation = Generation.current
+
+    def _exchange(self, handle: TargetHandle, request: Any) -> Exchange:
+        timeouts = request.extensions.get("timeout") or {}
+        replayable = isinstance(request.stream, self._flavour.httpx.ByteStream)
+        return Exchange(
+            method=request.method,
+            body=RequestBody(request.stream, replayable),
+            connect_timeout=timeouts.get("connect"),
+            pool_timeout=timeouts.get("pool"),
+            hash_key=self._key(handle, request),
+            retries=self._retries,
+        )
+
+    def _key(self, handle: TargetHandle, request: Any) -> str | bytes | None:
+        key: str | bytes | None = request.extensions.get(HASH_KEY_EXTENSION)
+        if key is not None:
+            return key
+        if self._hash_key is not None:
+            return self._hash_key(request)
+        spec = handle.hash_key
+        if spec is None:
+            return None
+        if spec.source is HashKeySource.CLIENT:
+            if self._client_key is None:
+                self._client_key = client_identity()
+            return self._client_key
+        return spec.from_headers(
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers]
+        )
+
+    def _to_endpoint(
+        self, handle: TargetHandle, request: Any, exchange: Exchange, step: Dial
+    ) -> tuple[str, Any]:
+        """(TLS name, the request as it goes to the endpoint): only the dialled address differs from what httpx made."""
+        url = request.url
+        extensions = request.extensions
+        connect = step.connect_timeout
+        if connect != exchange.connect_timeout:
+            extensions = {**extensions, "timeout": {**(extensions.get("timeout") or {}), "connect": connect}}
+        tls_name = ""
+        identity = self._identities[handle]
+        if _SCHEMES.get(url.scheme) == "https":
+            typed = url.host.decode("ascii").removesuffix(
+                "."
+            )  # RFC 6066 3: a server name has no trailing dot
+            tls_name = extensions.get("sni_hostname") or identity.tls_name or typed
+            extensions = {**extensions, "sni_hostname": tls_name}
+        endpoint = step.lease.endpoint
+        core = self._flavour.core
+        headers = request.headers
+        if identity.authority is not None:
+            headers = [(k, identity.authority if k.lower() == b"host" else v) for k, v in headers]
+        dialled = core.Request(
+            request.method,
+            core.URL(
+                scheme=url.scheme,
+                host=endpoint.address.encode("ascii"),
+                port=endpoint.port,
+                target=url.target,
+            ),
+            headers=headers,
+            content=exchange.body,
+            extensions=extensions,
+        )
+        return tls_name, dialled
+
+    def _fault_of(self, error: BaseException) -> Fault:
+        return fault_of(error, self._flavour.core)
+
+    def _blames(self, error: BaseException) -> bool:
+        return is_blamed(fault_of(error, self._flavour.core))
+
+    def __repr__(self) -> str:
+        served = str(self._handle.target) if self._handle is not None else "hosts of the cluster"
+        return f"<{type(self).__name__} for {served} over {self.original!r}>"
+
+
+class MeshPool(_Pool):
+    """For httpx.HTTPTransport. All methods may be called from any thread."""
+
+    def __init__(self, original: Any, flavour: Flavour, **options: Any) -> None:
+        super().__init__(original, flavour, **options)
+        self._engine: SyncEngine = SyncEngine(flavour.core, original, self._now)
+
+    def handle_request(self, request: Any) -> Any:
+        """Send over a picked endpoint. Raises httpcore's exceptions; meshlib's own are children of them."""
+        handle = self._handle_for(request.url)
+        if handle is None:
+            return self.original.handle_request(request)
+        self._check_generation()
+        settle_abandoned()
+        engine = self._engine
+        engine.tidy()
+        exchange = self._exchange(handle, request)
+        steps = attempt(handle, exchange, self._fault_of, self._now)
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    outcome = self._perform(step, handle, engine, request, exchange)
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(outcome)
+        except StopIteration as finished:
+            response, lease = finished.value
+            response.stream = LeasedBody(response.stream, lease, self._blames, engine.unread)
+            return response
+        except ResolveError as error:
+            raise as_httpcore(error, self._flavour.core, exchange.pool_is_shorter) from error
+
+    def _perform(
+        self, step: Any, handle: TargetHandle, engine: SyncEngine, request: Any, exchange: Exchange
+    ) -> Any:
+        if isinstance(step, Dial):
+            tls_name, dialled = self._to_endpoint(handle, request, exchange, step)
+            return engine.send(step, tls_name, dialled, exchange)
+        if isinstance(step, Wait):
+            return handle.acquire(step.timeout, exchange.hash_key)
+        assert isinstance(step, Pause)  # noqa: S101 - for mypy; there is no fourth step
+        return self.original._network_backend.sleep(step.seconds)
+
+    def _removed(self, subchannel: Subchannel) -> None:
+        if self._generation == Generation.current:
+            self._engine.retire(subchannel)
+
+    def _forget_inherited(self) -> None:
+        self._client_key = None
+        _graveyard.append(self._engine)
+        self._engine = SyncEngine(self._flavour.core, self.original, self._now)
+
+    def drain(self) -> None:
+        """Stop using endpoints; requests in flight finish, the original pool stays open."""
+        self._check_generation()
+        self._engine.drain()
+
+    def close(self) -> None:
+        self._check_generation()
+        settle_abandoned()
+        self._engine.close()
+        self.original.close()
+
+    def __enter__(self) -> MeshPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncMeshPool(_Pool):
+    """For httpx.AsyncHTTPTransport. May be used on any number of asyncio loops, each in its own thread.
+
+    Under another async library than asyncio (trio) requests go to the original pool.
+    """
+
+    def __init__(self, original: Any, flavour: Flavour, **options: Any) -> None:
+        super().__init__(original, flavour, **options)
+        self._engines: dict[asyncio.AbstractEventLoop, AsyncEngine] = {}
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send over a picked endpoint. Raises httpcore's exceptions; meshlib's own are children of them."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            if self._handle is not None:
+                raise RuntimeError(
+                    "AsyncMeshTransport(target=) needs asyncio, no loop of it is running"
+                ) from None
+            return await self.original.handle_async_request(request)
+        handle = self._handle_for(request.url)
+        if handle is None:
+            return await self.original.handle_async_request(request)
+        self._check_generation()
+        settle_abandoned()
+        engine = self._engines.get(loop) or self._new_engine(loop)
+        engine.tidy()
+        exchange = self._exchange(handle, request)
+        steps = attempt(handle, exchange, self._fault_of, self._now)
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    outcome = await self._perform(step, handle, engine, request, exchange)
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(outcome)
+        except StopIteration as finished:
+            response, lease = finished.value
+            response.stream = AsyncLeasedBody(response.stream, lease, self._blames, engine.unread)
+            return response
+        except ResolveError as error:
+            raise as_httpcore(error, self._flavour.core, exchange.pool_is_shorter) from error
+
+    async def _perform(
+        self, step: Any, handle: TargetHandle, engine: AsyncEngine, request: Any, exchange: Exchange
+    ) -> Any:
+        if isinstance(step, Dial):
+            tls_name, dialled = self._to_endpoint(handle, request, exchange, step)
+            return await engine.send(step, tls_name, dialled, exchange)
+        if isinstance(step, Wait):
+            return await handle.acquire_async(step.timeout, exchange.hash_key)
+        assert isinstance(step, Pause)  # noqa: S101 - for mypy; there is no fourth step
+        return await self.original._network_backend.sleep(step.seconds)
+
+    def _new_engine(self, loop: asyncio.AbstractEventLoop) -> AsyncEngine:
+        """A loop's first request. Engines of closed loops are dropped: nothing can be awaited on them any more."""
+        for other in list(self._engines):
+            if other.is_closed():
+                self._engines.pop(other, None)
+        return self._engines.setdefault(loop, AsyncEngine(self._flavour.core, self.original, self._now, loop))
+
+    def _removed(self, subchannel: Subchannel) -> None:
+        if self._generation == Generation.current:
+            for engine in list(self._engines.values()):
+                engine.retire(subchannel)
+
+    def _forget_inherited(self) -> None:
+        self._client_key = None
+        _graveyard.append(self._engines)
+        self._engines = {}
+
+    def drain(self) -> None:
+        """Stop using endpoints; requests in flight finish, the original pool stays open."""
+        self._check_generation()
+        for engine in list(self._engines.values()):
+            engine.drain()
+
+    async def aclose(self) -> None:
+        self._check_generation()
+        settle_abandoned()
+        engines, self._engines = self._engines, {}
+        own: AsyncEngine | None = None
+        with contextlib.suppress(RuntimeError):  # no asyncio loop here (trio), so no engine of our own either
+            own = engines.pop(asyncio.get_running_loop(), None)
+        for engine in engines.values():
+            engine.close_elsewhere()
+        if own is not None:
+            await own.close()
+        await self.original.aclose()
+
+    async def __aenter__(self) -> AsyncMeshPool:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _host_of(authority: str) -> str:
+    """``host``, ``host:port``, ``[v6]`` or ``[v6]:port`` without its port, for TLS."""
+    if authority.startswith("["):
+        return authority[1 : authority.index("]")]
+    return authority.partition(":")[0]

@@ -1,0 +1,311 @@
+"""The connection engine: one httpcore pool per endpoint and TLS name. Another engine can stand behind `Engine`.
+
+A pool of its own for every endpoint keeps an acquire independent of the number of endpoints (one httpcore pool walks
+all its connections for each request), and keeps TLS identities apart: httpcore finds a connection by ip and port
+only, so a connection verified for one name must never be in reach of a request for another (decision D2). Hence the
+key: the Subchannel (one per target, ip, port and pod uid) and the TLS name.
+
+No locks here: dictionaries are only used through single operations that are atomic with and without the GIL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from meshlib.clients.httpx.attempt import Dial, Exchange
+from meshlib.pickers.subchannel import Subchannel
+
+#: Pools looked at per request while a sweep of idle connections is on, so that no request pays for all of them.
+SWEEP_STEP = 4
+#: A sweep begins at most this often, seconds, however short keepalive_expiry is.
+SWEEP_PAUSE = 1.0
+
+_exchange: ContextVar[Exchange | None] = ContextVar("meshlib_httpx_exchange", default=None)
+
+
+class Engine(Protocol):
+    """Sends a request over a connection to one endpoint. ``send`` is a coroutine function in the asyncio engine."""
+
+    def send(self, step: Dial, tls_name: str, request: Any, exchange: Exchange) -> Any:
+        """The reply's head, its body unread. Sets ``exchange.reused``.
+
+        Raises httpcore's exceptions; ConnectError and ConnectTimeout mean that nothing was sent.
+        """
+        ...
+
+    def retire(self, subchannel: Subchannel) -> None:
+        """The endpoint left: idle connections close now, busy ones when their request ends. From any thread."""
+        ...
+
+    def pool_count(self) -> int: ...
+
+
+def pool_settings(pool: Any) -> dict[str, Any]:
+    """The arguments that make another pool like this one. The SSL context is shared: making one costs about 20 ms.
+
+    ``retries`` stays 0: a connection that fails moves on to another endpoint instead.
+    """
+    return {
+        "ssl_context": pool._ssl_context,
+        "max_connections": pool._max_connections,
+        "max_keepalive_connections": pool._max_keepalive_connections,
+        "keepalive_expiry": pool._keepalive_expiry,
+        "http1": pool._http1,
+        "http2": pool._http2,
+        "local_address": pool._local_address,
+        "socket_options": pool._socket_options,
+        "network_backend": pool._network_backend,
+    }
+
+
+class _Pools:
+    """The pools of one engine, by endpoint and TLS name."""
+
+    def __init__(self, kind: Callable[..., Any], settings: dict[str, Any], now: Callable[[], float]) -> None:
+        self._kind = kind
+        self._settings = settings
+        self._pools: dict[Subchannel, dict[str, Any]] = {}
+        self._now = now
+        expiry: float | None = settings["keepalive_expiry"]
+        self._sweep_every = None if expiry is None else max(SWEEP_PAUSE, expiry)
+        self._sweep_at = now() + (self._sweep_every or 0.0)
+        self._sweeping: list[Any] = []
+        #: Bodies that were thrown away unfinished: their connections must close.
+        self.unread: deque[Any] = deque()
+
+    def pool_count(self) -> int:
+        return sum(len(pools) for pools in list(self._pools.values()))
+
+    def _pool(self, step: Dial, tls_name: str) -> Any:
+        subchannel = step.lease.subchannel
+        pools = self._pools.get(subchannel)
+        pool = pools.get(tls_name) if pools is not None else None
+        if pool is None:
+            pool = self._kind(**self._settings)
+            if not step.keep or _has_left(subchannel):  # serves this request, keeps nothing
+                _keep_nothing(pool)
+                return pool
+            pool = self._pools.setdefault(subchannel, {}).setdefault(tls_name, pool)
+            if _has_left(subchannel):  # left between the two looks, so nobody else will retire it
+                self._forget(subchannel)
+                _keep_nothing(pool)
+        return pool
+
+    def _forget(self, subchannel: Subchannel) -> list[Any]:
+        pools = self._pools.pop(subchannel, None)
+        return list(pools.values()) if pools else []
+
+    def _all(self) -> list[Any]:
+        return [pool for pools in list(self._pools.values()) for pool in list(pools.values())]
+
+    def _due(self) -> list[Any]:
+        """Pools to sweep now. httpcore looks for expired connections only in a pool that gets a request."""
+        if not self._sweeping:
+            if self._sweep_every is None or self._now() < self._sweep_at:
+                return []
+            self._sweep_at = self._now() + self._sweep_every
+            self._sweeping = [pool for pool in self._all() if pool._connections]
+        due = []
+        for _ in range(SWEEP_STEP):
+            try:
+                due.append(self._sweeping.pop())
+            except IndexError:
+                break
+        return due
+
+
+def _has_left(subchannel: Subchannel) -> bool:
+    return subchannel.removed
+
+
+def _keep_nothing(pool: Any) -> None:
+    """From now on every connection of the pool closes when its request ends."""
+    with pool._optional_thread_lock:
+        pool._max_keepalive_connections = 0
+
+
+def _surplus(pool: Any, keep: int | None = None) -> list[Any]:
+    """Take out of the pool what it would close at its next request: expired, dead, or more than ``keep``."""
+    with pool._optional_thread_lock:
+        usual = pool._max_keepalive_connections
+        if keep is not None:
+            pool._max_keepalive_connections = keep
+        try:
+            closing: list[Any] = pool._assign_requests_to_connections()
+        finally:
+            pool._max_keepalive_connections = usual
+    return closing
+
+
+class SyncEngine(_Pools):
+    """For threads: one engine per MeshPool, shared by all its threads."""
+
+    def __init__(self, core: Any, original: Any, now: Callable[[], float]) -> None:
+        settings = pool_settings(original)
+        settings["network_backend"] = _NotingBackend(settings["network_backend"])
+        super().__init__(core.ConnectionPool, settings, now)
+
+    def send(self, step: Dial, tls_name: str, request: Any, exchange: Exchange) -> Any:
+        pool = self._pool(step, tls_name)
+        if step.fresh:
+            pool._close_connections(_surplus(pool, keep=0))
+        exchange.reused = True
+        token = _exchange.set(exchange)
+        try:
+            return pool.handle_request(request)
+        finally:
+            _exchange.reset(token)
+
+    def tidy(self) -> None:
+        """A bounded piece of housekeeping; called once per request."""
+        while self.unread:
+            try:
+                body = self.unread.popleft()
+            except IndexError:  # another thread was faster
+                break
+            body.close()
+        for pool in self._due():
+            pool._close_connections(_surplus(pool))
+
+    def retire(self, subchannel: Subchannel) -> None:
+        for pool in self._forget(subchannel):
+            self._drain(pool)
+
+    def drain(self) -> None:
+        """Retire all endpoints: requests in flight finish."""
+        pools, self._pools = self._all(), {}
+        for pool in pools:
+            self._drain(pool)
+
+    def close(self) -> None:
+        """Close all connections, those of requests in flight too (as httpcore's pool does)."""
+        pools, self._pools = self._all(), {}
+        for pool in pools:
+            pool.close()
+
+    def _drain(self, pool: Any) -> None:
+        _keep_nothing(pool)
+        pool._close_connections(_surplus(pool))
+
+
+class AsyncEngine(_Pools):
+    """For asyncio: one engine per MeshPool and event loop, used on that loop only (except ``retire``)."""
+
+    def __init__(
+        self, core: Any, original: Any, now: Callable[[], float], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        settings = pool_settings(original)
+        settings["network_backend"] = _AsyncNotingBackend(settings["network_backend"])
+        super().__init__(core.AsyncConnectionPool, settings, now)
+        self.loop = loop
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def send(self, step: Dial, tls_name: str, request: Any, exchange: Exchange) -> Any:
+        pool = self._pool(step, tls_name)
+        if step.fresh:
+            await pool._close_connections(_surplus(pool, keep=0))
+        exchange.reused = True
+        token = _exchange.set(exchange)
+        try:
+            return await pool.handle_async_request(request)
+        finally:
+            _exchange.reset(token)
+
+    def tidy(self) -> None:
+        """A bounded piece of housekeeping; called once per request, on the loop."""
+        while self.unread:
+            self._later(self.unread.popleft().aclose())
+        for pool in self._due():
+            if closing := _surplus(pool):
+                self._later(pool._close_connections(closing))
+
+    def retire(self, subchannel: Subchannel) -> None:
+        self._on_loop(self._retire, subchannel)
+
+    def drain(self) -> None:
+        """Retire all endpoints: requests in flight finish. From any thread."""
+        self._on_loop(self._drain_all)
+
+    def close_elsewhere(self) -> None:
+        """Close from another thread or loop; nothing is awaited."""
+        self._on_loop(self._close_all)
+
+    async def close(self) -> None:
+        """Close all connections, those of requests in flight too (as httpcore's pool does). On the loop."""
+        pools, self._pools = self._all(), {}
+        for pool in pools:
+            await pool.aclose()
+        if self._closing:
+            await asyncio.gather(*self._closing)
+
+    def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
+        if self.loop.is_closed():
+            return  # its transports are dead; dropping the references is all that can be done
+        try:
+            self.loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            if not self.loop.is_closed():  # closed between the look and the call: as above
+                raise
+
+    def _retire(self, subchannel: Subchannel) -> None:
+        for pool in self._forget(subchannel):
+            self._drain(pool)
+
+    def _drain_all(self) -> None:
+        pools, self._pools = self._all(), {}
+        for pool in pools:
+            self._drain(pool)
+
+    def _close_all(self) -> None:
+        pools, self._pools = self._all(), {}
+        for pool in pools:
+            if pool._connections:
+                self._later(pool.aclose())
+
+    def _drain(self, pool: Any) -> None:
+        _keep_nothing(pool)
+        if closing := _surplus(pool):
+            self._later(pool._close_connections(closing))
+
+    def _later(self, closing: Any) -> None:
+        task = self.loop.create_task(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+class _NotingBackend:
+    """httpcore's network backend, noting which exchange opened a connection (it connects in the caller's context)."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def connect_tcp(self, *arguments: Any, **options: Any) -> Any:
+        _note_connection()
+        return self._inner.connect_tcp(*arguments, **options)
+
+    def sleep(self, seconds: float) -> None:
+        self._inner.sleep(seconds)
+
+
+class _AsyncNotingBackend:
+    """The same for asyncio."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    async def connect_tcp(self, *arguments: Any, **options: Any) -> Any:
+        _note_connection()
+        return await self._inner.connect_tcp(*arguments, **options)
+
+    async def sleep(self, seconds: float) -> None:
+        await self._inner.sleep(seconds)
+
+
+def _note_connection() -> None:
+    exchange = _exchange.get()
+    if exchange is not None:
+        exchange.reused = False
