@@ -98,6 +98,8 @@ class Decision:
 def decide(service: Service, joined: Sequence[Joined], vantage: VantagePoint, path: Path) -> Decision:
     """Choose a family and its endpoints from joined slices."""
     choices: list[Choice] = []
+    if service.type is ServiceType.EXTERNAL_NAME:
+        return Decision(EndpointSet(), (), None)
     for family in families(service, vantage):
         parts = [part for part in joined if part.slice.family == family]
         choice = _choose(service, family, Union(parts, vantage.node), vantage, path)
@@ -251,6 +253,8 @@ def _explain_slice(
 
 
 def _family_reason(family: int, decision: Decision, service: Service, vantage: VantagePoint) -> str:
+    if service.type is ServiceType.EXTERNAL_NAME:
+        return f"an ExternalName Service has no endpoints of its own: it stands for {service.external_name}"
     if family not in vantage.families:
         return f"IPv{family} cannot be dialled from here"
     if service.ip_families and family not in service.ip_families:
