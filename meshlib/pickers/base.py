@@ -29,7 +29,9 @@ class PickInfo:
 
     __slots__ = ("exclude", "hash_key", "now")
 
-    def __init__(self, now: float = 0.0, hash_key: str | bytes | None = None, exclude: Set[Subchannel] = frozenset()) -> None:
+    def __init__(
+        self, now: float = 0.0, hash_key: str | bytes | None = None, exclude: Set[Subchannel] = frozenset()
+    ) -> None:
         self.now = now
         self.hash_key = hash_key
         self.exclude = exclude
@@ -42,31 +44,35 @@ NO_INFO = PickInfo()
 class Picker(Protocol):
     """An immutable choice over a fixed list of Subchannels.
 
-    ``pick`` may be called from any thread and never blocks, waits or does IO. It returns None when nothing can be
-    picked (no subchannels, all of weight 0, all excluded). If ``counts`` is True, the picker depends on in-flight
-    counts and ``pick`` has already called ``begin()`` on the returned Subchannel; otherwise the caller calls it. Either
-    way the caller calls ``observe()`` and ``end()`` on the Subchannel itself.
+    ``pick`` may be called from any thread and never blocks, waits or does IO. It returns None when nothing can
+    be picked (no subchannels, all of weight 0, all excluded). If ``counts`` is True, the picker depends on
+    in-flight counts and ``pick`` has already called ``begin()`` on the returned Subchannel; otherwise the
+    caller calls it. Either way the caller calls ``observe()`` and ``end()`` on the Subchannel itself.
     """
 
     counts: ClassVar[bool]
     contract: ClassVar[ContractClass]
-    subchannels: Sequence[Subchannel]
+
+    @property
+    def subchannels(self) -> Sequence[Subchannel]:
+        """All it was built from, those of weight 0 included."""
+        ...
 
     def pick(self, info: PickInfo = NO_INFO, /) -> Subchannel | None: ...
 
 
 def no_lock() -> AbstractContextManager[object]:
     """Stands where no lock factory was given: a picker that needs one fails when it is built, not under load."""
-    raise RuntimeError("this picker keeps shared counts: PickerContext.new_lock must be given, for example threading.Lock")
+    raise RuntimeError("this picker shares counts between threads: PickerContext.new_lock must be given")
 
 
 @dataclass(frozen=True, slots=True)
 class PickerContext:
     """What a picker may use when it is built.
 
-    ``random`` gives floats in [0, 1) and may be called from any thread; ``client_identity`` identifies this client;
-    ``previous`` is the picker that is replaced, to carry a position or an index over (ignored when it is of another
-    policy); ``new_lock`` makes a lock for the few policies that share counts between threads.
+    ``random`` gives floats in [0, 1) and may be called from any thread; ``client_identity`` identifies this
+    client; ``previous`` is the picker that is replaced, to carry a position or an index over (ignored when it
+    is of another policy); ``new_lock`` makes a lock for the few policies that share counts between threads.
     """
 
     random: Callable[[], float]
@@ -78,8 +84,8 @@ class PickerContext:
 class PickerBuilder(Protocol):
     """Found by name (``name``), from the built-ins or the entry-point group ``meshlib.pickers``.
 
-    Called on one thread at a time, never on the path of a request. ``subchannels`` may hold endpoints of weight 0: a
-    picker never picks them.
+    Called on one thread at a time, never on the path of a request. ``subchannels`` may hold endpoints of weight
+    0: a picker never picks them.
     """
 
     name: str

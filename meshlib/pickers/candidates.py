@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence, Set
 
 from meshlib.pickers.subchannel import Subchannel
 
-#: Draws before an exclusion is answered by looking at the whole list. A retry excludes a few of many, so that one or two
-#: draws are enough; with half of the list excluded eight draws still fail only once in 256.
+#: Draws before an exclusion is answered by looking at the whole list. A retry excludes a few of many, so that
+#: one or two draws are enough; with half of the list excluded eight draws still fail only once in 256.
 DRAWS = 8
 
 

@@ -36,8 +36,8 @@ class HashKeySpec:
     def from_headers(self, headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> str | None:
         """The header or cookie asked for; names of headers are compared without case, of cookies exactly.
 
-        A field that occurs several times gives its values joined by ``, `` (RFC 9110 5.3); of several cookies of one
-        name the first counts, as it is the most specific one (RFC 6265 5.4). None for other sources.
+        A field that occurs several times gives its values joined by ``, `` (RFC 9110 5.3); of several cookies
+        of one name the first counts, as it is the most specific one (RFC 6265 5.4). None for other sources.
         """
         if self.source is HashKeySource.HEADER:
             values = _all(headers, self.name)
@@ -65,7 +65,10 @@ class HashKeySpec:
 
 
 def parse_hash_key(text: str, where: str) -> HashKeySpec:
-    """Parse ``header:NAME``, ``cookie:NAME``, ``metadata:NAME``, ``client`` or ``callable``; else ConfigError at ``where``."""
+    """Parse ``header:NAME``, ``cookie:NAME``, ``metadata:NAME``, ``client`` or ``callable``.
+
+    Raises ConfigError, with ``where`` as its place, for anything else.
+    """
     kind, colon, name = text.partition(":")
     try:
         source = HashKeySource(kind)
@@ -79,7 +82,9 @@ def parse_hash_key(text: str, where: str) -> HashKeySpec:
         raise ConfigError(where, f"{kind!r} needs a name", f"write {kind}:NAME")
     if source is HashKeySource.METADATA:
         if not _METADATA.fullmatch(name):
-            raise ConfigError(where, f"{name[:80]!r} is no metadata key", "lower-case letters, digits, '_', '-' and '.'")
+            raise ConfigError(
+                where, f"{name[:80]!r} is no metadata key", "lower-case letters, digits and _ - ."
+            )
     elif not _TOKEN.fullmatch(name):
         raise ConfigError(where, f"{name[:80]!r} is no {kind} name", "letters, digits and !#$%&'*+-.^_`|~")
     return HashKeySpec(source, name.lower() if source is HashKeySource.HEADER else name)

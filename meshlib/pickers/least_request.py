@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from meshlib.pickers.base import NO_INFO, ContractClass, Picker, PickerContext, PickInfo
 from meshlib.pickers.subchannel import Subchannel
@@ -26,8 +27,8 @@ class LeastRequest(TwoChoicesPicker):
             chosen.inflight += 1
         return chosen
 
-    def _cost(self, index: int, now: float) -> float:
-        return self._load(index)
+    def _better(self, one: int, than: int, now: float) -> bool:
+        return self._load(one) < self._load(than)
 
 
 class LeastRequestBuilder:
@@ -38,8 +39,7 @@ class LeastRequestBuilder:
         return parse_window(settings, where)
 
     def build(self, subchannels: Sequence[Subchannel], config: object, context: PickerContext) -> Picker:
-        assert isinstance(config, float)
-        return LeastRequest(subchannels, config, context)
+        return LeastRequest(subchannels, cast(float, config), context)
 
 
 BUILDER = LeastRequestBuilder()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-#: Seconds until a joiner has its full share. Envoy leaves it unset and its documentation warns of windows so short that
-#: nothing is warmed; ten seconds cover a JIT, a connection pool and a cache, and end before a rollout's next step.
+#: Seconds until a joiner has its full share. Envoy leaves it unset and its documentation warns of windows so
+#: short that nothing is warmed; ten seconds cover a JIT, a connection pool and a cache, and end before a
+#: rollout's next step.
 WINDOW = 10.0
 #: The longest window that can be set, seconds: Dubbo's, the longest in use.
 MAX_WINDOW = 600.0
-#: The part of its share that a joiner has from the first moment (Envoy's ``min_weight_percent``, 10 %): it must get some
-#: requests, or it would never be warm.
+#: The part of its share that a joiner has from the first moment (Envoy's ``min_weight_percent``, 10 %): it must
+#: get some requests, or it would never be warm.
 FLOOR = 0.1
 
 

@@ -15,29 +15,34 @@ from meshlib.pickers.subchannel import Subchannel
 class RotationPicker:
     """Goes round a fixed order without a lock: one shared counter, a position is the counter modulo the length.
 
-    ``itertools.count`` advances in one step under the GIL. Without it two threads may at worst draw the same number
-    and so the same endpoint once; ``itertools.cycle`` would not be safe there. The start is random, so that a fleet of
-    clients that start together does not call the same endpoint; a successor goes on where its predecessor was.
+    ``itertools.count`` advances in one step under the GIL. Without it two threads may at worst draw the same
+    number and so the same endpoint once; ``itertools.cycle`` would not be safe there. The start is random, so
+    that a fleet of clients that start together does not call the same endpoint; a successor goes on where its
+    predecessor was.
     """
 
     counts: ClassVar[bool] = False
     contract: ClassVar[ContractClass] = ContractClass.UNIFORM
     __slots__ = ("_length", "_order", "_turns", "subchannels")
 
-    def __init__(self, subchannels: Sequence[Subchannel], order: Sequence[Subchannel], context: PickerContext) -> None:
+    def __init__(
+        self, subchannels: Sequence[Subchannel], order: Sequence[Subchannel], context: PickerContext
+    ) -> None:
         self.subchannels = tuple(subchannels)
         self._order = tuple(order)
         self._length = len(self._order)
         previous = context.previous
         if isinstance(previous, RotationPicker):
-            self._turns = previous._turns
+            self._turns: count[int] = previous._turns
         else:
             self._turns = count(int(context.random() * self._length))
 
     def pick(self, info: PickInfo = NO_INFO, /) -> Subchannel | None:
         try:
             chosen = self._order[next(self._turns) % self._length]
-        except ZeroDivisionError:  # costs nothing until it happens; a test for emptiness would cost every pick
+        except (
+            ZeroDivisionError
+        ):  # costs nothing until it happens; a test for emptiness would cost every pick
             return None
         if info.exclude and chosen in info.exclude:
             return self._after(info)

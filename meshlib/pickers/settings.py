@@ -10,8 +10,8 @@ from meshlib.errors import ConfigError
 class Settings:
     """The settings of one picker. Read each known key, then call ``finish``: what is left over is an error.
 
-    ``where`` is put before the key as it is (it ends with its own separator). Values have the types of TOML and JSON;
-    a number given as text is an error, so that every source means the same.
+    ``where`` is put before the key as it is (it ends with its own separator). Values have the types of TOML and
+    JSON; a number given as text is an error, so that every source means the same.
     """
 
     def __init__(self, settings: Mapping[str, object], where: str) -> None:

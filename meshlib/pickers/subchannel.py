@@ -1,7 +1,8 @@
 """Subchannel: what is remembered about one endpoint between two pickers (decision D4).
 
-Pickers are thrown away at every change; in-flight counts, latency and the ramp of a joiner live here. A Subchannel is
-created by the runtime (which injects the lock), one per (target, ip, port, pod uid), and referenced by pickers.
+Pickers are thrown away at every change; in-flight counts, latency and the ramp of a joiner live here. A
+Subchannel is created by the runtime (which injects the lock), one per (target, ip, port, pod uid), and
+referenced by pickers.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from math import exp
 
 from meshlib.model.endpoint import Endpoint
 
-#: Latency memory, seconds: an estimate that no sample confirms falls to 1/e in this time (Finagle's, Linkerd's and
-#: go-zero's default; decision D6).
+#: Latency memory, seconds: an estimate that no sample confirms falls to 1/e in this time (Finagle's, Linkerd's
+#: and go-zero's default; decision D6).
 DECAY = 10.0
 #: A failure counts as at least this latency, seconds, so that an endpoint that fails fast does not look fast
 #: (decision D6; Linkerd's load biaser uses the same figure).
 FAILURE_PENALTY = 5.0
-#: The least latency that is believed, seconds: a clock that did not advance would otherwise make an endpoint free of
-#: cost whatever its in-flight count. Below any real answer, loopback included.
+#: The least latency that is believed, seconds: a clock that did not advance would otherwise make an endpoint
+#: free of cost whatever its in-flight count. Below any real answer, loopback included.
 LEAST_LATENCY = 1e-6
 
 Watcher = Callable[["Subchannel"], None]
@@ -29,11 +30,12 @@ Watcher = Callable[["Subchannel"], None]
 class Subchannel:
     """In-flight count and latency of one endpoint. All methods may be called from any thread.
 
-    ``begin``/``end`` bracket a request (its body included); ``observe`` takes a latency sample when its headers came.
-    ``now`` and latencies are seconds of one monotonic clock.
+    ``begin``/``end`` bracket a request (its body included); ``observe`` takes a latency sample when its headers
+    came. ``now`` and latencies are seconds of one monotonic clock.
 
-    ``ewma`` is the latency estimate as it was at ``ewma_at``; it fades from there (see ``observe``). Readers that
-    compare endpoints take both without the lock: a pair torn by a concurrent sample misjudges one pick a little.
+    ``ewma`` is the latency estimate as it was at ``ewma_at``; it fades from there (see ``observe``). Readers
+    that compare endpoints take both without the lock: a pair torn by a concurrent sample misjudges one pick a
+    little.
     """
 
     __slots__ = (
@@ -50,7 +52,9 @@ class Subchannel:
         "requests",
     )
 
-    def __init__(self, endpoint: Endpoint, lock: AbstractContextManager[object], joined_at: float = -math.inf) -> None:
+    def __init__(
+        self, endpoint: Endpoint, lock: AbstractContextManager[object], joined_at: float = -math.inf
+    ) -> None:
         self.endpoint = endpoint
         self.lock = lock
         #: When it joined a set that already had members; -inf: it was there from the start, no ramp.
@@ -61,7 +65,9 @@ class Subchannel:
         self.ewma = -1.0  #: peak-sensitive latency estimate in seconds; negative: no sample yet
         self.ewma_at = 0.0
         self.removed = False  #: left the set: no new requests, transports close when idle
-        self.on_load: Watcher | None = None  #: told (under no lock) when inflight fell; for pickers that index by load
+        self.on_load: Watcher | None = (
+            None  #: told (under no lock) when inflight fell; for pickers that index by load
+        )
 
     def begin(self) -> None:
         with self.lock:
@@ -84,22 +90,24 @@ class Subchannel:
     def observe(self, now: float, latency: float, failed: bool = False) -> None:
         """Feed one latency sample: the estimate is the sample, or what is left of the higher one before.
 
-        This is Finagle's Peak EWMA, whose estimate fades with every look at it and jumps to each sample above: bad news
-        is believed at once, good news as fast as the memory of the bad fades (``DECAY``), and an endpoint that was slow
-        is as good as new when a probe after a long rest comes back fast.
+        This is Finagle's Peak EWMA, whose estimate fades with every look at it and jumps to each sample above:
+        bad news is believed at once, good news as fast as the memory of the bad fades (``DECAY``), and an
+        endpoint that was slow is as good as new when a probe after a long rest comes back fast.
         """
         if failed and latency < FAILURE_PENALTY:
             latency = FAILURE_PENALTY
         elif latency < LEAST_LATENCY:
             latency = LEAST_LATENCY
+        # Most samples are below the fading peak and change nothing, so the lock is only taken for those that
+        # are not.
+        if latency > self.ewma * exp((self.ewma_at - now) / DECAY):
+            self._rise(now, latency)
+
+    def _rise(self, now: float, latency: float) -> None:
         with self.lock:
-            if latency < self.ewma:
-                age = now - self.ewma_at
-                if age > 0.0:
-                    faded = self.ewma * exp(-age / DECAY)
-                    self.ewma = faded if faded > latency else latency
-                    self.ewma_at = now
-            else:
+            if latency > self.ewma * exp(
+                (self.ewma_at - now) / DECAY
+            ):  # again: another thread may have been faster
                 self.ewma = latency
                 self.ewma_at = now
 

@@ -1,12 +1,14 @@
-"""Power of two choices: draw two at random, take the better one (Mitzenmacher 1996; Envoy's and gRPC A48's default).
+"""Power of two choices: draw two at random, take the better one (Mitzenmacher 1996; Envoy's and gRPC A48's
+default).
 
-Constant time whatever the number of endpoints; no endpoint gets more than twice its share however attractive it looks, so
-that clients with the same stale view do not trample one endpoint. What "better" means is the subclass's.
+Constant time whatever the number of endpoints; no endpoint gets more than twice its share however attractive it
+looks, so that clients with the same stale view do not trample one endpoint. What "better" means is the
+subclass's.
 
-Two ways lead to a pick. The fast one, in the subclasses, draws two different members, all alike. The careful one, here,
-also knows weights, ramps and exclusions: it draws each of the two in proportion to weight x ramp, and both may be the
-same, because forcing them to differ would cancel the weights of a small set. The better one of two equals is the first
-drawn, so that equals are picked exactly in proportion.
+Two ways lead to a pick. The fast one, in the subclasses, draws two different members, all alike. The careful
+one, here, also knows weights, ramps and exclusions: it draws each of the two in proportion to weight x ramp,
+and both may be the same, because forcing them to differ would cancel the weights of a small set. The better one
+of two equals is the first drawn, so that equals are picked exactly in proportion.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class TwoChoicesPicker:
         self._random = context.random
         self._window = window
         size = len(members)
-        #: A whole number below ``_pairs`` stands for two different members: i = k // others, and the one that follows
-        #: k % others places behind it in ``_twice``. One random number instead of two.
+        #: A whole number below ``_pairs`` stands for two different members: i = k // others, and the one that
+        #: follows k % others places behind it in ``_twice``. One random number instead of two.
         self._others = size - 1
         self._pairs = size * (size - 1)
         self._twice = members + members
@@ -70,7 +72,7 @@ class TwoChoicesPicker:
         if i is None:
             return None
         j = self._draw(info.now, info.exclude)
-        if j is not None and j != i and self._cost(j, info.now) < self._cost(i, info.now):
+        if j is not None and j != i and self._better(j, i, info.now):
             i = j
         chosen = self._members[i]
         with chosen.lock:
@@ -86,7 +88,11 @@ class TwoChoicesPicker:
             member = members[i]
             if member in exclude:
                 continue
-            if window > 0 and now - member.joined_at < window and random() >= ramp(now, member.joined_at, window):
+            if (
+                window > 0
+                and now - member.joined_at < window
+                and random() >= ramp(now, member.joined_at, window)
+            ):
                 ramping = i
                 continue
             return i
@@ -95,8 +101,9 @@ class TwoChoicesPicker:
         left = [i for i, member in enumerate(members) if member not in exclude]
         return left[int(random() * len(left))] if left else None
 
-    def _cost(self, index: int, now: float) -> float:
-        raise NotImplementedError  # the subclass's idea of better
+    def _better(self, one: int, than: int, now: float) -> bool:
+        """Whether member ``one`` is strictly better than member ``than``: the subclass's idea of it."""
+        raise NotImplementedError
 
     def _load(self, index: int) -> float:
         """Requests in flight, the coming one included, seen against the member's weight."""
@@ -110,5 +117,3 @@ def parse_window(settings: Mapping[str, object], where: str) -> float:
     window = reader.number("slow_start_window", WINDOW, 0.0, MAX_WINDOW)
     reader.finish()
     return window
-
-

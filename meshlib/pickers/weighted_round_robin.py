@@ -1,8 +1,10 @@
-"""weighted_round_robin: turns in proportion to weights, evenly spread (smooth), from a schedule made in advance.
+"""weighted_round_robin: turns in proportion to weights, evenly spread (smooth), from a schedule made in
+advance.
 
-The schedule holds one period: each endpoint appears ``weight`` times (after dividing all by their greatest common
-divisor), the k-th time at ``(k + 1/2) / weight`` of the period, which is earliest-deadline-first with the deadlines known
-beforehand. Picking is then the same lock-free rotation as round_robin, whatever the number of endpoints.
+The schedule holds one period: each endpoint appears ``weight`` times (after dividing all by their greatest
+common divisor), the k-th time at ``(k + 1/2) / weight`` of the period, which is earliest-deadline-first with
+the deadlines known beforehand. Picking is then the same lock-free rotation as round_robin, whatever the number
+of endpoints.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from meshlib.pickers.round_robin import RotationPicker
 from meshlib.pickers.settings import no_settings
 from meshlib.pickers.subchannel import Subchannel
 
-#: The longest period, in turns: 512 KiB of references and some 20 ms to build. Weights whose sum is larger are scaled
-#: down to it, which moves no share by more than 1/65536 of the traffic per endpoint.
+#: The longest period, in turns: 512 KiB of references and some 20 ms to build. Weights whose sum is larger are
+#: scaled down to it, which moves no share by more than 1/65536 of the traffic per endpoint.
 MAX_PERIOD = 65_536
 
 
