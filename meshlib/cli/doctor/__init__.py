@@ -1,0 +1,1 @@
+"""``meshlib doctor``: what this environment offers, and the fix for each thing it lacks."""

@@ -1,0 +1,112 @@
+"""Doctor's look at where we are: configuration, namespace, node, zone, names, and a mesh that is there already."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from meshlib.cli.doctor.findings import Finding, lack, note, ok
+from meshlib.model.target import TargetDefaults
+from meshlib.runtime.config import Config
+from meshlib.runtime.config.keys import ADDRESS, SCALARS, KeyPath, dotted
+
+_DOWNWARD = (
+    "env:\n"
+    "- name: NODE_NAME\n"
+    "  valueFrom: {fieldRef: {fieldPath: spec.nodeName}}\n"
+    "- name: POD_IP\n"
+    "  valueFrom: {fieldRef: {fieldPath: status.podIP}}"
+)
+
+
+def check_config(config: Config) -> Iterable[Finding]:
+    """The file that was read, and what was ignored."""
+    yield ok(
+        "configuration",
+        f"file {config.file}" if config.file else "no file; defaults, MESHLIB_* and annotations",
+    )
+    for warning in config.warnings:
+        yield note("configuration", warning)
+
+
+def config_values(config: Config) -> list[dict[str, Any]]:
+    """Every setting with its value and the place it came from."""
+    return [
+        {"key": dotted(path), "value": _plain(value), "source": config.source(*path)}
+        for path, value in _entries(config)
+    ]
+
+
+def _entries(config: Config) -> Iterable[tuple[KeyPath, Any]]:
+    for key in SCALARS:
+        yield (key,), getattr(config, key)
+    for key in ADDRESS:
+        yield ("address", key), getattr(config.address, key)
+    for host, target in config.aliases.items():
+        yield ("aliases", host), target
+    for table, entries in (("discovery", config.discovery), ("target", config.target)):
+        for name, settings in entries.items():
+            for key, value in settings.items():
+                yield (table, name, key), value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    return value
+
+
+def check_place(
+    config: Config, defaults: TargetDefaults, environ: Mapping[str, str], sidecar: str
+) -> Iterable[Finding]:
+    """``sidecar``: the mesh found in this pod, in words; empty: none."""
+    area = "place"
+    in_cluster = bool(environ.get("KUBERNETES_SERVICE_HOST"))
+    yield ok(area, "in a pod" if in_cluster else "not in a pod (KUBERNETES_SERVICE_HOST is not set)")
+    yield ok(area, f"namespace {defaults.namespace}, cluster domain {defaults.cluster_domain}")
+    for name, value in (("node", config.node), ("zone", config.zone)):
+        if value:
+            yield ok(area, f"{name} {value}, from {config.source(name)}")
+        elif in_cluster:
+            yield note(
+                area,
+                f"own {name} is not set: it is learned from the slice that lists this pod; until then Services with "
+                "topology hints or a Local policy are dialled through their own address",
+                _DOWNWARD if name == "node" else "set MESHLIB_ZONE, or give the pod a Service of its own",
+            )
+    if sidecar and config.sidecar == "auto":
+        yield note(
+            area,
+            f"{sidecar} was found: meshlib stands back and dials Service addresses, so that it stays in charge",
+            'set MESHLIB_SIDECAR=ignore (or sidecar = "ignore") to balance anyway',
+        )
+    elif sidecar:
+        yield note(area, f"{sidecar} was found, and the configuration says to balance anyway")
+
+
+def check_names(defaults: TargetDefaults, environ: Mapping[str, str]) -> Iterable[Finding]:
+    """resolv.conf, and whether the cluster's DNS answers (only asked in a pod)."""
+    area = "dns"
+    search = " ".join(defaults.search) or "none"
+    yield ok(area, f"resolv.conf: search {search}, ndots {defaults.ndots}")
+    if not environ.get("KUBERNETES_SERVICE_HOST"):
+        return
+    if not any(name.startswith("svc.") for name in defaults.search):
+        yield lack(
+            area,
+            "the search list has no svc.DOMAIN entry: short names are unknown, and the cluster domain is a guess",
+            "set the pod's dnsPolicy to ClusterFirst (ClusterFirstWithHostNet with hostNetwork), or cluster_domain",
+        )
+    name = f"kubernetes.default.svc.{defaults.cluster_domain}"
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM)}
+        yield ok(area, f"{name} is {', '.join(sorted(map(str, found)))}")
+    except OSError as error:
+        yield lack(
+            area,
+            f"{name} does not resolve: {error.strerror or error}",
+            "without cluster DNS there is no fall-back while the API is not reachable; allow egress to port 53",
+        )
