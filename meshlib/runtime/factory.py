@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from meshlib.errors import ConfigError
 from meshlib.model.events import EntrySkipped
@@ -12,6 +12,7 @@ from meshlib.model.service import Service
 from meshlib.pickers.base import Picker, PickerContext
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.policies import order
+from meshlib.policies.affinity import Affinity
 from meshlib.runtime.config import Config
 from meshlib.runtime.observing import emit
 from meshlib.runtime.registry import picker_builder
@@ -25,7 +26,7 @@ class PickerFactory:
         self._label = label
         self._random = random
         self._warned: tuple[str, ...] = ()
-        self._affinity: Any = None
+        self._affinity: Affinity | None = None
         self._policy: object = None
 
     def __call__(
@@ -36,12 +37,12 @@ class PickerFactory:
             self._label, annotations, service=str(service.key) if service else ""
         )
         self._warn(settings.warnings)
-        builder = picker_builder(settings.picker)
         try:
+            builder = picker_builder(settings.picker)
             parsed = builder.parse_config(settings.settings, f"{settings.where}: ")
         except (
             ConfigError
-        ) as error:  # only an annotation gets here: local settings were checked when the handle was made
+        ) as error:  # an annotation's doing: local settings were checked when the handle was made
             self._warn((str(error),))
             settings = self._config.for_target(self._label)
             builder = picker_builder(settings.picker)
@@ -53,7 +54,18 @@ class PickerFactory:
             previous=previous if policy == self._policy else None,
         )
         self._policy = policy
-        return order.plan(subchannels, builder, parsed, context)
+        return order.plan(subchannels, builder, parsed, context, self._sticky(service))
+
+    def _sticky(self, service: Service | None) -> Affinity | None:
+        """The target's affinity while its Service asks for one; the sticky endpoint survives edits of the timeout."""
+        seconds = service.session_affinity_seconds if service is not None else 0
+        if not seconds:
+            self._affinity = None
+        elif self._affinity is None:
+            self._affinity = Affinity(seconds, threading.Lock())
+        else:
+            self._affinity.timeout = seconds
+        return self._affinity
 
     def _warn(self, warnings: tuple[str, ...]) -> None:
         if warnings and warnings != self._warned:

@@ -208,7 +208,10 @@ def test_knowledge_that_arrives_later_is_adopted() -> None:
     assert bench.balancer.way is Way.DNS
     bench.balancer.apply(orders("10.0.0.1:8080"))
     assert bench.picks() == {"10.0.0.1:8080"}
-    assert [type(e) for e in bench.events if isinstance(e, FellBack | FallbackEnded)] == [FellBack, FallbackEnded]
+    assert [type(e) for e in bench.events if isinstance(e, FellBack | FallbackEnded)] == [
+        FellBack,
+        FallbackEnded,
+    ]
 
 
 def test_without_knowledge_and_without_dns_it_is_not_synced_with_the_cause() -> None:

@@ -98,7 +98,7 @@ def test_a_waiter_of_a_closed_loop_does_not_disturb_publishing() -> None:
 
 
 def test_state_is_settled_by_a_picker_or_an_error_only() -> None:
-    """"Nothing known" is the one state that is worth waiting for."""
+    """ "Nothing known" is the one state that is worth waiting for."""
     make: Callable[[], Exception] = _error
     assert not UNKNOWN.settled
     assert State(error=make).settled

@@ -1,0 +1,448 @@
+"""Mesh and its handles: from a target string to a lease, in threads, coroutines and after close."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from meshlib.errors import (
+    ConfigError,
+    MeshClosed,
+    MeshError,
+    NoEndpoints,
+    NotSynced,
+    TargetError,
+)
+from meshlib.model.service import ServiceType
+from meshlib.model.update import DoesNotExist, Failure
+from meshlib.pickers.subchannel import Subchannel
+from meshlib.runtime import process
+from meshlib.runtime.config import load_config
+from meshlib.runtime.default import ready
+from meshlib.runtime.handle import TargetHandle
+from meshlib.runtime.mesh import Mesh
+from meshlib.testing.manual import ManualResolver, snapshot
+
+TARGET = "k8s:///orders.shop:80"
+
+
+@pytest.fixture
+def resolver() -> ManualResolver:
+    return ManualResolver("k8s")
+
+
+@pytest.fixture
+def mesh(resolver: ManualResolver) -> Iterator[Mesh]:
+    with Mesh(config=config(), resolvers={"k8s": resolver}) as made:
+        yield made
+
+
+def config(**code: Any) -> Any:
+    return load_config({"sync_timeout": 0.2, "picker": "round_robin", **code}, environ={})
+
+
+def addresses(handle: TargetHandle, count: int = 4) -> set[str]:
+    found = set()
+    for _ in range(count):
+        lease = handle.acquire(5)
+        found.add(lease.endpoint.authority)
+        lease.done()
+    return found
+
+
+def test_a_lease_counts_its_request_once(mesh: Mesh, resolver: ManualResolver) -> None:
+    """In flight from the pick to done(); a second done() changes nothing; the sample is taken at responded()."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:8080"])
+    handle = mesh.target(TARGET)
+    lease = handle.acquire(5)
+    assert lease.subchannel.inflight == 1
+    lease.responded()
+    lease.done()
+    lease.done()
+    assert (lease.subchannel.inflight, lease.subchannel.requests, lease.subchannel.failures) == (0, 1, 0)
+    assert lease.subchannel.ewma >= 0
+
+
+def test_equal_targets_share_one_handle(mesh: Mesh) -> None:
+    """State is per (Mesh, target): two spellings of one target meet."""
+    assert mesh.target(TARGET) is mesh.target("kubernetes:///orders.shop:80")
+    assert mesh.target(TARGET) is not mesh.target(TARGET, authority="orders.example.com")
+
+
+def test_nothing_starts_before_the_first_use(mesh: Mesh, resolver: ManualResolver) -> None:
+    """A Mesh and its handles are free; the first acquire starts the watch."""
+    handle = mesh.target(TARGET)
+    assert not resolver.watched
+    assert handle.try_acquire() is None
+    resolver.endpoints("shop/orders", ["10.0.0.1:8080"])
+    assert addresses(handle) == {"10.0.0.1:8080"}
+    assert len(resolver.watched) == 1
+
+
+def test_a_thread_waits_for_the_first_knowledge(mesh: Mesh, resolver: ManualResolver) -> None:
+    """acquire blocks until the set is known, and then picks from it."""
+    handle = Mesh(config=config(sync_timeout=30), resolvers={"k8s": resolver}).target(TARGET)
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(handle.acquire().endpoint.address))
+    thread.start()
+    resolver.endpoints("shop/orders", ["10.0.0.1:8080"])
+    thread.join(10)
+    assert found == ["10.0.0.1"]
+    handle.mesh.close()
+
+
+def test_three_loops_wait_for_the_first_knowledge(resolver: ManualResolver) -> None:
+    """Coroutines of any loop wait without blocking their loop."""
+    with Mesh(config=config(sync_timeout=30), resolvers={"k8s": resolver}) as mesh:
+        handle = mesh.target(TARGET)
+        found: list[str] = []
+        waiting = threading.Barrier(4)
+
+        async def call() -> None:
+            task = asyncio.ensure_future(handle.acquire_async())
+            await asyncio.sleep(0)
+            waiting.wait(10)
+            found.append((await task).endpoint.address)
+
+        threads = [threading.Thread(target=lambda: asyncio.run(call())) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        waiting.wait(10)
+        resolver.endpoints("shop/orders", ["10.0.0.1:8080"])
+        for thread in threads:
+            thread.join(10)
+        assert found == ["10.0.0.1"] * 3
+
+
+def test_an_unknown_target_is_not_synced_after_the_bound(mesh: Mesh) -> None:
+    """Silence from the control plane and a name that DNS does not know: a clear error, not a hang."""
+    with pytest.raises(NotSynced, match=r"orders\.shop"):
+        mesh.target(TARGET).acquire()
+
+
+def test_the_discovery_error_is_the_cause(mesh: Mesh, resolver: ManualResolver) -> None:
+    """The error that a user sees leads to what to repair."""
+    resolver.publish("shop/orders", Failure(OSError("connection refused"), hopeless=True))
+    with pytest.raises(NotSynced, match="connection refused") as caught:
+        mesh.target(TARGET).acquire(5)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_an_empty_service_fails_at_once(mesh: Mesh, resolver: ManualResolver) -> None:
+    """A set that is known to be empty is no reason to wait."""
+    resolver.endpoints("shop/orders", [])
+    with pytest.raises(NoEndpoints):
+        mesh.target(TARGET).acquire(60)
+    with pytest.raises(NoEndpoints):
+        mesh.target(TARGET).try_acquire()
+
+
+def test_exclusion_ends_with_none(mesh: Mesh, resolver: ManualResolver) -> None:
+    """try_acquire with all endpoints excluded gives None, so that a client knows it has tried them all."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80", "10.0.0.2:80"])
+    handle = mesh.target(TARGET)
+    first = handle.acquire(5)
+    second = handle.try_acquire(exclude={first.subchannel})
+    assert second is not None
+    assert second.subchannel is not first.subchannel
+    assert handle.try_acquire(exclude={first.subchannel, second.subchannel}) is None
+
+
+def test_pick_as_a_context(mesh: Mesh, resolver: ManualResolver) -> None:
+    """with target.pick(): in flight inside, over outside, an exception counts as a failure."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    handle = mesh.target(TARGET)
+    with handle.pick(timeout=5) as endpoint:
+        subchannel = handle.balancer.subchannels[0]
+        assert endpoint.authority == "10.0.0.1:80"
+        assert subchannel.inflight == 1
+    with pytest.raises(ValueError, match="app"), handle.pick():
+        raise ValueError("app")
+    assert (subchannel.inflight, subchannel.requests, subchannel.failures) == (0, 2, 1)
+
+
+def test_cancellation_in_a_pick_is_not_the_endpoints_fault(mesh: Mesh, resolver: ManualResolver) -> None:
+    """A cancelled block leaves no count and no failure."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    handle = mesh.target(TARGET)
+
+    async def scenario() -> None:
+        async def call() -> None:
+            async with handle.pick(timeout=5):
+                await asyncio.sleep(3600)
+
+        task = asyncio.ensure_future(call())
+        while not handle.balancer.subchannels or not handle.balancer.subchannels[0].inflight:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+    subchannel = handle.balancer.subchannels[0]
+    assert (subchannel.inflight, subchannel.failures) == (0, 0)
+
+
+def test_a_blocking_pick_on_a_running_loop_is_refused(mesh: Mesh) -> None:
+    """It would stop the loop; the error says what to write instead."""
+
+    async def scenario() -> None:
+        with pytest.raises(MeshError, match="async with"), mesh.target(TARGET).pick():
+            pass
+
+    asyncio.run(scenario())
+
+
+def test_removed_endpoints_are_told_to_clients(mesh: Mesh, resolver: ManualResolver) -> None:
+    """A bound method is called with each Subchannel that left; it is held weakly."""
+
+    class Client:
+        def __init__(self) -> None:
+            self.gone: list[Subchannel] = []
+            self.called = threading.Event()
+
+        def on_removed(self, subchannel: Subchannel) -> None:
+            self.gone.append(subchannel)
+            self.called.set()
+
+    resolver.endpoints("shop/orders", ["10.0.0.1:80", "10.0.0.2:80"])
+    handle = mesh.target(TARGET)
+    client, dropped = Client(), Client()
+    handle.on_removed(client.on_removed)
+    handle.on_removed(dropped.on_removed)
+    reference = weakref.ref(dropped)
+    del dropped
+    gc.collect()
+    assert reference() is None
+    addresses(handle)
+    resolver.endpoints("shop/orders", ["10.0.0.2:80"])
+    assert client.called.wait(10)
+    assert [s.endpoint.address for s in client.gone] == ["10.0.0.1"]
+    assert client.gone[0].removed
+
+
+def test_bad_targets_and_settings_are_refused_where_they_are_written(resolver: ManualResolver) -> None:
+    """A wrong target, scheme or picker setting fails when the handle is made, naming the place."""
+    bad = config(picker="peak_ewma", picker_settings={"no_such_setting": 1})
+    with (
+        Mesh(config=bad, resolvers={"k8s": resolver}) as mesh,
+        pytest.raises(ConfigError, match="no_such_setting"),
+    ):
+        mesh.target(TARGET)
+    with Mesh(config=config(), resolvers={"k8s": resolver}) as mesh:
+        with pytest.raises(TargetError):
+            mesh.target("k8s:///orders.shop:http:80")
+        with pytest.raises(ConfigError, match="nosuch"):
+            mesh.target("nosuch:///orders")
+
+
+def test_a_bad_annotation_falls_back_to_the_default(mesh: Mesh, resolver: ManualResolver) -> None:
+    """What a tenant writes cannot break a caller: it is skipped, and the set is used."""
+    made = snapshot("shop/orders", ["10.0.0.1:80"], annotations=(("meshlib.dev/picker", "no_such_picker"),))
+    resolver.publish("shop/orders", made)
+    assert addresses(mesh.target(TARGET)) == {"10.0.0.1:80"}
+
+
+def test_an_annotation_chooses_the_picker(resolver: ManualResolver) -> None:
+    """Where nothing local is set, the Service's own choice counts."""
+    made = snapshot("shop/orders", ["10.0.0.1:80"], annotations=(("meshlib.dev/picker", "random"),))
+    resolver.publish("shop/orders", made)
+    plain = load_config({"sync_timeout": 5}, environ={})
+    with Mesh(config=plain, resolvers={"k8s": resolver}) as mesh:
+        handle = mesh.target(TARGET)
+        handle.acquire(5).done()
+        assert "Random" in type(handle.state.picker).__name__
+
+
+def test_session_affinity_keeps_to_one_endpoint(mesh: Mesh, resolver: ManualResolver) -> None:
+    """sessionAffinity ClientIP: all picks of this process stay with one endpoint while it is there."""
+    members = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]
+    resolver.endpoints("shop/orders", members, session_affinity_seconds=60)
+    handle = mesh.target(TARGET)
+    (chosen,) = addresses(handle, 20)
+    rest = [member for member in members if member != chosen]
+    changed = threading.Event()
+    handle.on_removed(_Signal(changed).fire)
+    signal = _Signal(changed)
+    handle.on_removed(signal.fire)
+    resolver.endpoints("shop/orders", rest, session_affinity_seconds=60)
+    assert changed.wait(10)
+    (after,) = addresses(handle, 20)
+    assert after in rest
+
+
+class _Signal:
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def fire(self, subchannel: Subchannel) -> None:
+        self.event.set()
+
+
+def test_after_close_every_use_says_so(resolver: ManualResolver) -> None:
+    """close() ends the watch and the control thread; a late call gets MeshClosed."""
+    mesh = Mesh(config=config(), resolvers={"k8s": resolver})
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    handle = mesh.target(TARGET)
+    addresses(handle)
+    mesh.close()
+    mesh.close()
+    with pytest.raises(MeshClosed):
+        handle.try_acquire()
+    with pytest.raises(MeshClosed):
+        mesh.target(TARGET)
+
+
+def test_the_last_mesh_stops_the_thread(resolver: ManualResolver) -> None:
+    """Two Meshes share one control thread; it ends with the second."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    one = Mesh(config=config(), resolvers={"k8s": resolver})
+    two = Mesh(config=config(), resolvers={"k8s": resolver})
+    for mesh in (one, two):
+        addresses(mesh.target(TARGET))
+    one.close()
+    assert control_threads() == 1
+    two.close()
+    assert control_threads() == 0
+
+
+def test_a_dropped_mesh_takes_its_thread_with_it(resolver: ManualResolver) -> None:
+    """No close(), no reference: after a collection the watch and the thread are gone."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    mesh: Mesh | None = Mesh(config=config(), resolvers={"k8s": resolver})
+    assert mesh is not None
+    addresses(mesh.target(TARGET))
+    runtime = process._runtime
+    assert runtime is not None
+    thread = runtime.control._thread
+    mesh = None
+    gc.collect()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_ready_waits_until_every_target_is_known(mesh: Mesh, resolver: ManualResolver) -> None:
+    """A set or a known no both count; silence is NotSynced after the timeout."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    resolver.publish("shop/gone", DoesNotExist("no such Service"))
+    asyncio.run(ready([TARGET, "k8s:///gone.shop:80"], mesh=mesh, timeout=5))
+    with pytest.raises(NotSynced, match="silent"):
+        asyncio.run(ready([TARGET, "k8s:///silent.shop:80"], mesh=mesh, timeout=0.3))
+
+
+def test_status_shows_the_way_and_the_endpoints(mesh: Mesh, resolver: ManualResolver) -> None:
+    """What people see: source, way, counters per endpoint."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    handle = mesh.target(TARGET)
+    addresses(handle)
+    status = handle.status()
+    assert (status["way"], status["source"], status["stale"]) == ("pods", "manual", False)
+    assert status["endpoints"][0]["requests"] == 4
+    assert status["age"] >= 0
+
+
+def control_threads() -> int:
+    return sum(thread.name == "meshlib-control" for thread in threading.enumerate())
+
+
+# -- whose URL is it (decision D1) ---------------------------------------------------------------------------------
+
+
+def test_a_cluster_host_is_ours(mesh: Mesh, resolver: ManualResolver) -> None:
+    """The full form of a Service name needs no confirmation."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    handle = mesh.for_url("http", "orders.shop.svc.cluster.local", None)
+    assert handle is not None
+    assert addresses(handle) == {"10.0.0.1:80"}
+    assert mesh.for_url("http", "orders.shop.svc.cluster.local", None) is handle
+
+
+def test_foreign_hosts_start_nothing(mesh: Mesh, resolver: ManualResolver) -> None:
+    """An ordinary URL costs no look-up and no watch."""
+    assert mesh.for_url("https", "example.com", None) is None
+    assert mesh.for_url("http", "127.0.0.1", 8080) is None
+    assert not resolver.watched
+
+
+@pytest.mark.parametrize("port", [80, 81])
+def test_a_port_that_the_service_does_not_list_takes_the_bare_path(
+    mesh: Mesh, resolver: ManualResolver, port: int
+) -> None:
+    """Decision D2: transparent use leaves unknown ports to DNS and the kernel."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    url = ("http", "orders.shop.svc", port)
+    handle = mesh.for_url(*url)
+    assert handle is not None
+    while not handle.synced:
+        handle.wait_for_change(1)
+    assert (mesh.for_url(*url) is None) is (port == 81)
+
+
+def test_an_absent_service_takes_the_bare_path(mesh: Mesh, resolver: ManualResolver) -> None:
+    """The bare client's own error is what the caller would have seen."""
+    resolver.publish("shop/orders", DoesNotExist("no such Service"))
+    handle = mesh.for_url("http", "orders.shop.svc", None)
+    assert handle is not None
+    while not handle.synced:
+        handle.wait_for_change(1)
+    assert mesh.for_url("http", "orders.shop.svc", None) is None
+
+
+def pod_mesh(resolver: ManualResolver) -> Mesh:
+    from meshlib.model.target import TargetDefaults
+    from meshlib.runtime.names import UrlTable
+
+    mesh = Mesh(config=config(), resolvers={"k8s": resolver})
+    mesh.defaults = TargetDefaults(
+        namespace="shop",
+        search=("shop.svc.cluster.local", "svc.cluster.local", "cluster.local"),
+        ndots=5,
+    )
+    mesh._urls = UrlTable(mesh)
+    return mesh
+
+
+def test_a_short_name_is_ours_once_its_service_is_known(resolver: ManualResolver) -> None:
+    """Until then the bare path; the first use starts the look."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    with pod_mesh(resolver) as mesh:
+        first = mesh.for_url("http", "orders", None)
+        handle = first
+        deadline = threading.Event()
+        for _ in range(1000):
+            handle = mesh.for_url("http", "orders", None)
+            if handle is not None:
+                break
+            deadline.wait(0.01)
+        assert handle is not None
+        assert handle.target.namespace == "shop"
+
+
+def test_an_unknown_short_name_is_left_alone(resolver: ManualResolver) -> None:
+    """A name that is no Service is cached as such, and its watches are given up."""
+    resolver.publish("shop/google", DoesNotExist("no such Service"))
+    with pod_mesh(resolver) as mesh:
+        pause = threading.Event()
+        for _ in range(1000):
+            assert mesh.for_url("http", "google", None) is None
+            if not resolver._watchers.get("shop/google", [None]):
+                break
+            pause.wait(0.01)
+        assert resolver._watchers["shop/google"] == []
+        watched = len(resolver.watched)
+        assert mesh.for_url("http", "google", None) is None
+        assert len(resolver.watched) == watched
+
+
+def test_a_headless_service_by_host_takes_the_port_verbatim(mesh: Mesh, resolver: ManualResolver) -> None:
+    """Decision D2: as DNS does today."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:9090"], type=ServiceType.HEADLESS)
+    handle = mesh.for_url("http", "orders.shop.svc", 9090)
+    assert handle is not None
+    assert addresses(handle) == {"10.0.0.1:9090"}
