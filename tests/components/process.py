@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import functools
 import itertools
 import os
 import random
@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,6 +81,38 @@ def can_connect(host: str, port: int) -> bool:
         return False
 
 
+# Kills what is still running when its standard input ends: when the test process is gone, however it went.
+_REAPER = """
+import os, signal, sys
+running = set()
+for line in sys.stdin:
+    (running.add if line[0] == "+" else running.discard)(int(line[1:]))
+for pid in running:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+@functools.cache
+def _reaper() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", _REAPER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _reaper_told(sign: str, pid: int) -> None:
+    pipe = _reaper().stdin
+    assert pipe is not None
+    pipe.write(f"{sign}{pid}\n")
+    pipe.flush()
+
+
 class Daemon:
     """One program in the foreground. Its output goes to a log file; it is stopped by its process id."""
 
@@ -115,7 +148,7 @@ class Daemon:
                 env=self._env,
                 start_new_session=True,
             )
-        atexit.register(self.kill)
+        _reaper_told("+", self._process.pid)
 
     def wait_until(self, ready: Callable[[], Any], timeout: float = 30.0) -> None:
         """Waits until `ready()` is true; the program's own death ends the wait at once."""
@@ -155,12 +188,12 @@ class Daemon:
         self.kill()
 
     def kill(self) -> None:
-        atexit.unregister(self.kill)
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
             self.send(signal.SIGKILL)
         self._process.wait()
+        _reaper_told("-", self._process.pid)
         self._process = None
 
 
