@@ -1,0 +1,376 @@
+"""MeshCall: what ``future()`` and the streaming methods return - grpc's call object over one or more attempts.
+
+It is to the user what grpcio's own rendezvous is: an iterator of responses, a ``grpc.Call`` and a ``grpc.Future``.
+Nearly everything is passed to the attempt under way; an attempt whose connection was refused is replaced by one on
+another endpoint before anybody can see it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from meshlib.clients.grpc.attempts import Attempts
+from meshlib.clients.grpc.pool import Bound
+from meshlib.clients.grpc.status import (
+    CANCEL_DETAILS,
+    CLOSED_DETAILS,
+    DEADLINE_DETAILS,
+    MeshRpcError,
+    is_local,
+    is_refusal,
+)
+from meshlib.clients.grpc.transport import Completion
+from meshlib.clients.grpc.waiting import wait_for_lease
+from meshlib.runtime.lease import Lease
+from meshlib.runtime.primitives import new_condition, start_helper
+
+if TYPE_CHECKING:
+    _Future = grpc.Future[Any]
+else:
+    _Future = grpc.Future  # not generic at run time
+
+#: Starts the call on one endpoint: (bound method, seconds left) -> grpcio's rendezvous.
+Start = Callable[[Bound, "float | None"], Any]
+
+
+class Attempt:
+    """One try on one endpoint."""
+
+    __slots__ = ("completion", "rendezvous")
+
+    def __init__(self, rendezvous: Any, completion: Completion) -> None:
+        self.rendezvous = rendezvous
+        self.completion = completion
+
+
+class MeshCall(grpc.RpcError, grpc.Call, _Future):
+    """One RPC. Thread-safe. Dropping the last reference cancels it, as with grpcio's own."""
+
+    def __init__(
+        self,
+        owner: Any,
+        start: Start,
+        attempts: Attempts,
+        replayable: Callable[[], bool],
+    ) -> None:
+        super().__init__()
+        self._owner = owner
+        self._start = start
+        self._attempts = attempts
+        self._replayable = replayable
+        self._condition = new_condition()
+        self._attempt: Attempt | None = None
+        self._error: MeshRpcError | None = None
+        self._cancelled = False
+        self._callbacks: list[Callable[[], None]] | None = []  #: None: the call has ended
+        self._pin: list[object] = []  #: holds this object while somebody waits for its end
+        self._sampled = False
+
+    # -- starting and moving on ----------------------------------------------------------------------------------
+
+    def begin(self, lease: Lease | None, timeout: float | None) -> None:
+        """Start on ``lease``, or wait for one in a helper thread. Raises what grpc raises at once (bad request)."""
+        if lease is None:
+            self._wait(0.0)
+            return
+        attempt = self._launch(lease, timeout)
+        self._attempt = attempt
+        self._watch(attempt)
+
+    def _launch(self, lease: Lease, timeout: float | None) -> Attempt:
+        try:
+            bound = self._owner.bind(lease)
+        except BaseException:
+            lease.done()
+            raise
+        completion = Completion(lease, bound.transport)
+        try:
+            return Attempt(self._start(bound, timeout), completion)
+        except BaseException:
+            completion.done()
+            raise
+
+    def _watch(self, attempt: Attempt | None) -> None:
+        """Have the attempt's end noticed; one that has ended already is replaced here, in a loop, not by recursion."""
+        while attempt is not None and not self._register(attempt):
+            attempt = self._step(attempt)
+
+    def _register(self, attempt: Attempt) -> bool:
+        """The callback must not keep this object alive, unless somebody waits for it: dropping it means cancelling."""
+        completion, pin = attempt.completion, self._pin
+        mine, its = weakref.ref(self), weakref.ref(attempt)
+
+        def ended(pin: object = pin) -> None:
+            call, still = mine(), its()
+            if call is not None and still is not None:
+                call._settle(still)
+            else:
+                completion.done()
+
+        return bool(attempt.rendezvous.add_callback(ended))
+
+    def _settle(self, attempt: Attempt) -> bool:
+        """The attempt has ended. True: it does not decide the call, look again; False: this is the call's end."""
+        self._watch(self._step(attempt))
+        return attempt is not self._attempt
+
+    def _step(self, attempt: Attempt) -> Attempt | None:
+        """Decide once what follows an attempt that has ended; returns the one that took its place, not yet watched."""
+        callbacks: list[Callable[[], None]] = []
+        waiting: float | None = None
+        with self._condition:
+            if attempt is not self._attempt or self._callbacks is None:
+                return None
+            code = attempt.rendezvous.code()
+            fresh = self._move_on(attempt) if self._refused(attempt, code) else None
+            if fresh is not None or self._error is not None:
+                self._attempt = fresh
+            elif self._attempts.wait_for_ready and self._refused(attempt, code) and self._replayable():
+                self._attempt = None
+                waiting = self._attempts.next_round()
+            if fresh is None and waiting is None:
+                attempt.completion.ended(code)
+                callbacks, self._callbacks = self._callbacks, None
+                self._pin.clear()
+            self._condition.notify_all()
+        if waiting is not None:
+            self._wait(waiting)
+        for callback in callbacks:
+            callback()
+        return fresh
+
+    def _refused(self, attempt: Attempt, code: grpc.StatusCode | None) -> bool:
+        if self._cancelled or code is not grpc.StatusCode.UNAVAILABLE:
+            return False
+        details = attempt.rendezvous.details()
+        return is_refusal(code, details, attempt.completion.transport.target) and not is_local(details)
+
+    def _move_on(self, attempt: Attempt) -> Attempt | None:
+        """The attempt on the next endpoint, or None; with ``_error`` set when the call has to end otherwise."""
+        completion = attempt.completion
+        completion.responded(True)
+        completion.done(True)
+        if not self._replayable():
+            return None
+        lease = self._attempts.after_refusal(completion.lease.subchannel)
+        if lease is None:
+            return None
+        try:
+            return self._launch_within(lease)
+        except MeshRpcError as error:
+            self._error = error
+            return None
+
+    def _launch_within(self, lease: Lease) -> Attempt:
+        """A later attempt: what grpc would raise at once becomes the call's error."""
+        remaining = self._attempts.remaining()
+        if remaining is not None and remaining <= 0:
+            lease.done()
+            raise MeshRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS)
+        try:
+            return self._launch(lease, remaining)
+        except ValueError as error:
+            raise MeshRpcError(grpc.StatusCode.CANCELLED, CLOSED_DETAILS, error) from error
+        except grpc.RpcError as error:
+            raise MeshRpcError(grpc.StatusCode.INTERNAL, str(error), error) from error
+
+    def _wait(self, pause: float) -> None:
+        """Get a lease in a helper thread. It holds only weak references: an abandoned call stops waiting."""
+        attempts, owner, mine, pin = self._attempts, self._owner, weakref.ref(self), self._pin
+
+        def alive() -> bool:
+            call = mine()
+            return call is not None and call._callbacks is not None
+
+        def work(pin: object = pin) -> None:
+            outcome = wait_for_lease(owner.handle, attempts, owner.closed, pause, alive)
+            call = mine()
+            if call is not None:
+                call._continue(outcome)
+            elif isinstance(outcome, Lease):
+                outcome.done()
+
+        start_helper("grpc-pick", work)
+
+    def _continue(self, outcome: Lease | MeshRpcError) -> None:
+        """The helper's result: start on it, or end the call with its error."""
+        if isinstance(outcome, MeshRpcError):
+            self._fail(outcome)
+            return
+        with self._condition:
+            if self._callbacks is None:
+                outcome.done()
+                return
+            attempt: Attempt | None = None
+            try:
+                attempt = self._attempt = self._launch_within(outcome)
+            except MeshRpcError as error:
+                self._fail(error)
+            self._condition.notify_all()
+        self._watch(attempt)
+
+    def _fail(self, error: MeshRpcError) -> bool:
+        with self._condition:
+            if self._callbacks is None:
+                return False
+            self._error = error
+            callbacks, self._callbacks = self._callbacks, None
+            self._pin.clear()
+            self._condition.notify_all()
+        for callback in callbacks:
+            callback()
+        return True
+
+    # -- looking at the attempt under way ------------------------------------------------------------------------
+
+    def _started(self, timeout: float | None = None) -> Any:
+        """The rendezvous under way, or the error that ended the call before it had one. FutureTimeoutError in time."""
+        with self._condition:
+            if not self._condition.wait_for(lambda: self._attempt or self._error, timeout):
+                raise grpc.FutureTimeoutError
+            return self._error or self._attempt
+
+    def _until_final(self, look: Callable[[Any, float | None], Any], timeout: float | None = None) -> Any:
+        """``look(call, seconds left)`` at the attempt that decides; what a replaced attempt said does not count."""
+        clock = self._owner.clock
+        until = None if timeout is None else clock() + timeout
+        while True:
+            left = None if until is None else max(0.0, until - clock())
+            found = self._started(left)
+            if isinstance(found, MeshRpcError):
+                return look(found, left)
+            rendezvous = found.rendezvous
+            try:
+                seen = look(rendezvous, left)
+            except grpc.RpcError as error:
+                if error is not rendezvous or not self._settle(found):
+                    raise
+                continue
+            if rendezvous.is_active() or not self._settle(found):
+                return seen
+
+    def initial_metadata(self) -> Any:
+        return self._until_final(lambda call, _: call.initial_metadata())
+
+    def trailing_metadata(self) -> Any:
+        return self._until_final(lambda call, _: call.trailing_metadata())
+
+    def code(self) -> Any:
+        return self._until_final(lambda call, _: call.code())
+
+    def details(self) -> Any:
+        return self._until_final(lambda call, _: call.details())
+
+    def debug_error_string(self) -> Any:
+        return self._until_final(lambda call, _: call.debug_error_string())
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self._until_final(self._unless_cancelled(lambda call, left: call.result(left)), timeout)
+
+    def exception(self, timeout: float | None = None) -> Any:
+        return self._until_final(self._unless_cancelled(lambda call, left: call.exception(left)), timeout)
+
+    def traceback(self, timeout: float | None = None) -> Any:
+        return self._until_final(self._unless_cancelled(lambda call, left: call.traceback(left)), timeout)
+
+    def _unless_cancelled(self, look: Callable[[Any, float | None], Any]) -> Callable[[Any, float | None], Any]:
+        """A call cancelled before it had an endpoint answers as a cancelled rendezvous does."""
+
+        def checked(call: Any, left: float | None) -> Any:
+            if self._cancelled and call is self._error:
+                raise grpc.FutureCancelledError
+            return look(call, left)
+
+        return checked
+
+    # -- the iterator --------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        while True:
+            attempt = self._attempt or self._started()
+            if isinstance(attempt, MeshRpcError):
+                raise attempt
+            rendezvous = attempt.rendezvous
+            try:
+                response = next(rendezvous)
+            except StopIteration:
+                self._settle(attempt)
+                raise
+            except grpc.RpcError:
+                if self._settle(attempt):
+                    continue
+                raise
+            if not self._sampled:
+                self._sampled = True
+                attempt.completion.responded()
+            return response
+
+    next = __next__
+
+    # -- the context ---------------------------------------------------------------------------------------------
+
+    def cancel(self) -> bool:
+        with self._condition:
+            if self._callbacks is None:
+                return False
+            self._cancelled = True
+            if self._attempt is not None:
+                return bool(self._attempt.rendezvous.cancel())
+        return self._fail(MeshRpcError(grpc.StatusCode.CANCELLED, CANCEL_DETAILS))
+
+    def cancelled(self) -> bool:
+        attempt = self._attempt
+        return bool(attempt.rendezvous.cancelled()) if attempt is not None else self._cancelled
+
+    def running(self) -> bool:
+        return not self.done()
+
+    def is_active(self) -> bool:
+        return not self.done()
+
+    def done(self) -> bool:
+        with self._condition:
+            if self._callbacks is None:
+                return True
+            attempt = self._attempt
+        if attempt is None or not attempt.rendezvous.done():
+            return False
+        return not self._settle(attempt)
+
+    def time_remaining(self) -> Any:
+        remaining = self._attempts.remaining()
+        return None if remaining is None else max(0.0, remaining)
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        with self._condition:
+            if self._callbacks is None:
+                return False
+            self._callbacks.append(callback)
+            self._pin[:] = [self]  # somebody waits for the end: it must come even if the caller drops us
+            return True
+
+    def add_done_callback(self, fn: Callable[[Any], None]) -> None:
+        if not self.add_callback(partial(fn, self)):
+            fn(self)
+
+    def __repr__(self) -> str:
+        attempt = self._attempt
+        if self._error is not None:
+            return repr(self._error)
+        return repr(attempt.rendezvous) if attempt is not None else f"<{type(self).__name__} waiting for an endpoint>"
+
+    __str__ = __repr__
+
+    def __del__(self) -> None:
+        attempt = getattr(self, "_attempt", None)
+        if attempt is not None:
+            attempt.completion.done()
+

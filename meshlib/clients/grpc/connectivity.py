@@ -1,0 +1,159 @@
+"""Connectivity of a sync mesh channel, for ``subscribe`` and ``grpc.channel_ready_future``.
+
+grpcio spends a polling thread on every subscribed channel, so the endpoints' channels are never subscribed. One helper
+thread, alive only while somebody is subscribed, reads their states (a call into core of under a microsecond each, which
+starts nothing) and delivers changes in order. The aggregate is round_robin's (gRFC A50 and grpc's load-balancing.md):
+READY if any endpoint is, else CONNECTING, else IDLE, else TRANSIENT_FAILURE.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import grpc
+from grpc import ChannelConnectivity
+
+from meshlib.clients.grpc.pool import Pool
+from meshlib.errors import MeshError
+from meshlib.pickers.subchannel import Subchannel
+from meshlib.runtime.handle import TargetHandle
+from meshlib.runtime.primitives import new_event, new_lock, start_helper
+
+#: Seconds between two looks: the first while somebody waits for a connection (which takes about a millisecond), the
+#: second otherwise; grpcio's own polling uses the second.
+EAGER = 0.01
+RELAXED = 0.2
+
+Callback = Callable[[ChannelConnectivity], object]
+
+_ORDER = (ChannelConnectivity.READY, ChannelConnectivity.CONNECTING, ChannelConnectivity.IDLE)
+_BY_NUMBER = {state.value[0]: state for state in ChannelConnectivity}
+_log = logging.getLogger("meshlib.grpc")
+
+
+def aggregate(states: Iterable[ChannelConnectivity]) -> ChannelConnectivity:
+    """The state of a channel whose endpoints are in ``states``; none: IDLE."""
+    seen = set(states)
+    if not seen:
+        return ChannelConnectivity.IDLE
+    return next((state for state in _ORDER if state in seen), ChannelConnectivity.TRANSIENT_FAILURE)
+
+
+def channel_state(channel: grpc.Channel, connect: bool = False) -> ChannelConnectivity:
+    """The state of one endpoint's channel, without a subscription.
+
+    grpcio's public sync interface has only ``subscribe``, with its thread; this reads what that thread would read.
+    """
+    core: Any = channel._channel  # type: ignore[attr-defined]
+    return _BY_NUMBER[core.check_connectivity_state(connect)]
+
+
+class Connectivity:
+    """The subscriptions of one mesh channel. Thread-safe; callbacks run in the helper thread."""
+
+    def __init__(self, handle: TargetHandle, pool: Pool) -> None:
+        self._handle = handle
+        self._pool = pool
+        self._lock = new_lock()
+        self._subscribers: list[tuple[Callback, list[ChannelConnectivity]]] = []
+        self._connect = False
+        self._running = False
+        self._wake = new_event()
+
+    def subscribe(self, callback: Callback, try_to_connect: bool | None = None) -> None:
+        """Call ``callback`` with the state now and with every later one, in order."""
+        with self._lock:
+            self._subscribers.append((callback, []))
+            self._connect = self._connect or bool(try_to_connect)
+            start = not self._running
+            self._running = True
+            self._wake.set()
+        if start:
+            start_helper("grpc-connectivity", self._run)
+
+    def unsubscribe(self, callback: Callback) -> None:
+        with self._lock:
+            for index, (known, _) in enumerate(self._subscribers):
+                if known == callback:
+                    del self._subscribers[index]
+                    return
+
+    def clear(self) -> None:
+        with self._lock:
+            self._subscribers.clear()
+            self._wake.set()
+
+    def after_fork(self) -> None:
+        """In a forked child the helper thread is gone; start another if anybody is subscribed."""
+        self._lock = new_lock()
+        self._wake = new_event()
+        self._running = bool(self._subscribers)
+        if self._running:
+            start_helper("grpc-connectivity", self._run)
+
+    def _run(self) -> None:
+        tried: set[Subchannel] = set()
+        while True:
+            with self._lock:
+                if not self._subscribers:
+                    self._running = False
+                    return
+                connect = self._connect
+                self._wake.clear()
+            state = self._look(connect, tried)
+            if state is ChannelConnectivity.READY:
+                tried.clear()
+                with self._lock:
+                    self._connect = connect = False
+            self._deliver(state)
+            self._wake.wait(EAGER if connect else RELAXED)
+
+    def _look(self, connect: bool, tried: set[Subchannel]) -> ChannelConnectivity:
+        """The state now. ``connect``: have one more endpoint connect, unless one is connected or about to be."""
+        if self._pool.closed.is_set():
+            return ChannelConnectivity.SHUTDOWN
+        state = self._aggregate()
+        if not connect or state in (ChannelConnectivity.READY, ChannelConnectivity.CONNECTING):
+            return state
+        try:
+            lease = self._handle.try_acquire(None, exclude=tried)
+        except MeshError:
+            return ChannelConnectivity.TRANSIENT_FAILURE
+        if lease is None:
+            if tried:  # all were asked: from now on core keeps trying, start over with those that did not succeed
+                tried.clear()
+                return state
+            return ChannelConnectivity.CONNECTING  # nothing known yet
+        try:
+            tried.add(lease.subchannel)
+            transport = self._pool.begin(lease)
+        except ValueError:
+            return ChannelConnectivity.SHUTDOWN
+        finally:
+            lease.done()
+        try:
+            channel_state(transport.channel, connect=True)
+        finally:
+            transport.end()
+        return self._aggregate()
+
+    def _aggregate(self) -> ChannelConnectivity:
+        states = []
+        for transport in self._pool.transports():
+            try:
+                states.append(channel_state(transport.channel))
+            except ValueError:
+                continue  # closed since the list was made: it is no part of the picture any more
+        return aggregate(states)
+
+    def _deliver(self, state: ChannelConnectivity) -> None:
+        with self._lock:
+            due = [(callback, last) for callback, last in self._subscribers if last != [state]]
+        for callback, last in due:
+            last[:] = [state]
+            try:
+                callback(state)
+            except Exception:
+                _log.exception("connectivity callback failed")

@@ -1,0 +1,27 @@
+"""The key of hash policies, read from a call's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from meshlib.pickers.hash_key import HashKeySource
+from meshlib.runtime.factory import client_identity
+from meshlib.runtime.handle import TargetHandle
+
+#: Given a call's metadata as the caller passed it (None without), the key, or None to pick at random.
+HashKey = Callable[[Any], "str | bytes | None"]
+KeyFunction = HashKey
+
+
+def key_function(handle: TargetHandle, given: HashKey | None = None) -> KeyFunction | None:
+    """How the calls of a channel find their key; None: no policy wants one. ``given`` in code wins over the setting."""
+    if given is not None:
+        return given
+    spec = handle.hash_key
+    if spec is None:
+        return None
+    if spec.source is HashKeySource.CLIENT:
+        identity = client_identity()
+        return lambda metadata: identity
+    return lambda metadata: spec.from_metadata(metadata) if metadata is not None else None
