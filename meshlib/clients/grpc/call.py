@@ -41,7 +41,7 @@ Start = Callable[[Bound, "float | None"], Any]
 class Attempt:
     """One try on one endpoint."""
 
-    __slots__ = ("completion", "rendezvous")
+    __slots__ = ("__weakref__", "completion", "rendezvous")
 
     def __init__(self, rendezvous: Any, completion: Completion) -> None:
         self.rendezvous = rendezvous

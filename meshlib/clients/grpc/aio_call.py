@@ -1,0 +1,158 @@
+"""The asyncio call objects of a mesh channel: what the user holds while an endpoint is found, and for streams always.
+
+Each implements grpc.aio's interface of its kind and passes on to the attempt that decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable, Generator
+from functools import partial
+from typing import Any
+
+import grpc
+
+from meshlib.clients.grpc.aio_attempt import AioAttempts
+
+
+class _Call:
+    """What all kinds share. Dropping the last reference cancels the call."""
+
+    def __init__(self, progress: AioAttempts) -> None:
+        self._progress = progress
+
+    def cancel(self) -> bool:
+        return self._progress.cancel()
+
+    def cancelled(self) -> bool:
+        return self._progress.cancelled()
+
+    def done(self) -> bool:
+        return self._progress.done()
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self._progress.on_end(partial(callback, self))
+
+    def time_remaining(self) -> float | None:
+        remaining = self._progress.attempts.remaining()
+        return None if remaining is None else max(0.0, remaining)
+
+    async def _decided(self) -> Any:
+        """The deciding call, or the error that stands for it; cancelling the waiter leaves the call alone."""
+        if not self._progress.settled.done():
+            await asyncio.shield(self._progress.settled)
+        return self._progress.call
+
+    async def initial_metadata(self) -> Any:
+        call = await self._decided()
+        return await call.initial_metadata() if call is not None else grpc.aio.Metadata()
+
+    async def trailing_metadata(self) -> Any:
+        call = await self._decided()
+        return await call.trailing_metadata() if call is not None else grpc.aio.Metadata()
+
+    async def code(self) -> Any:
+        call = await self._decided()
+        return await call.code() if call is not None else self._error.code()
+
+    async def details(self) -> Any:
+        call = await self._decided()
+        return await call.details() if call is not None else self._error.details()
+
+    async def debug_error_string(self) -> Any:
+        call = await self._decided()
+        return await call.debug_error_string() if call is not None else self._error.debug_error_string()
+
+    async def wait_for_connection(self) -> None:
+        call = await self._progress.deciding()
+        await call.wait_for_connection()
+
+    @property
+    def _error(self) -> Any:
+        return self._progress.error
+
+    async def _deciding(self) -> Any:
+        """The deciding call; as in grpc.aio, cancelling somebody who waits for the response cancels the call."""
+        try:
+            return await self._progress.deciding()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def __repr__(self) -> str:
+        call = self._progress.call
+        if call is None:
+            return f"<{type(self).__name__} {'ended' if self.done() else 'waiting for an endpoint'}>"
+        return repr(call)
+
+    def __del__(self) -> None:
+        self._progress.abandon()
+
+
+class _UnaryResponse(_Call):
+    def __await__(self) -> Generator[Any, Any, Any]:
+        call = yield from self._deciding().__await__()
+        response = yield from call.__await__()
+        return response
+
+
+class _StreamResponse(_Call):
+    def __init__(self, progress: AioAttempts) -> None:
+        super().__init__(progress)
+        self._sampled = False
+        self._iterator: weakref.ref[AsyncIterator[Any]] | None = None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        # Weak, because the iterator holds this object: a cycle would keep an abandoned stream open until the next gc.
+        iterator = self._iterator() if self._iterator is not None else None
+        if iterator is None:
+            iterator = self._responses()
+            self._iterator = weakref.ref(iterator)
+        return iterator
+
+    async def _responses(self) -> AsyncIterator[Any]:
+        call = await self._deciding()
+        async for response in call:
+            if not self._sampled:
+                self._sample()
+            yield response
+
+    async def read(self) -> Any:
+        call = await self._deciding()
+        response = await call.read()
+        if not self._sampled and response is not grpc.aio.EOF:
+            self._sample()
+        return response
+
+    def _sample(self) -> None:
+        self._sampled = True
+        completion = self._progress.completion
+        if completion is not None:
+            completion.responded()
+
+
+class _StreamRequest(_Call):
+    async def write(self, request: Any) -> None:
+        call = await self._deciding()
+        await call.write(request)
+
+    async def done_writing(self) -> None:
+        call = await self._deciding()
+        await call.done_writing()
+
+
+class UnaryUnaryCall(_UnaryResponse, grpc.aio.UnaryUnaryCall):  # type: ignore[type-arg]
+    """One request, one response."""
+
+
+class UnaryStreamCall(_StreamResponse, grpc.aio.UnaryStreamCall):  # type: ignore[type-arg]
+    """One request, a stream of responses."""
+
+
+class StreamUnaryCall(_StreamRequest, _UnaryResponse, grpc.aio.StreamUnaryCall):  # type: ignore[type-arg]
+    """A stream of requests, one response."""
+
+
+class StreamStreamCall(_StreamRequest, _StreamResponse, grpc.aio.StreamStreamCall):  # type: ignore[type-arg]
+    """A stream of requests, a stream of responses."""

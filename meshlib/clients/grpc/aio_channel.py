@@ -1,0 +1,286 @@
+"""AioMeshChannel: a ``grpc.aio.Channel`` over all endpoints of a target."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import grpc
+from grpc import ChannelConnectivity
+
+from meshlib.clients.grpc.aio_multicallables import (
+    AioMultiCallable,
+    StreamStream,
+    StreamUnary,
+    UnaryStream,
+    UnaryUnary,
+)
+from meshlib.clients.grpc.aio_pool import LoopPool
+from meshlib.clients.grpc.channel import METHODS, factory, registered_argument
+from meshlib.clients.grpc.connectivity import EAGER, RELAXED, aggregate
+from meshlib.clients.grpc.hash_key import HashKey, key_function
+from meshlib.clients.grpc.options import Options, channel_options
+from meshlib.errors import MeshError
+from meshlib.pickers.subchannel import Subchannel
+from meshlib.runtime.clock import SYSTEM
+from meshlib.runtime.default import default_mesh
+from meshlib.runtime.handle import TargetHandle
+from meshlib.runtime.mesh import Mesh
+from meshlib.runtime.primitives import new_lock
+from meshlib.runtime.process import rebuild_after_fork
+
+#: Loops and channels inherited over a fork: referenced until exit, because closing or collecting them in the child
+#: would end connections, and disturb event loops, that belong to the parent.
+_graveyard: list[object] = []
+
+
+class AioMeshChannel(grpc.aio.Channel):
+    """Balances every call over one single-address channel per endpoint and event loop. Usable after fork.
+
+    Made by ``meshlib.grpc.aio.insecure_channel`` and ``secure_channel``. May be used from several loops in several
+    threads; ``close`` closes all of it.
+    """
+
+    def __init__(
+        self,
+        handle: TargetHandle,
+        connect: Callable[[str], grpc.aio.Channel],
+        hash_key: HashKey | None = None,
+    ) -> None:
+        self._handle = handle
+        self._key = key_function(handle, hash_key)
+        self._connect = connect
+        self._lock = new_lock()
+        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPool] = weakref.WeakKeyDictionary()
+        self._methods: dict[tuple[Any, ...], AioMultiCallable] = {}
+        self._closed = False
+        handle.on_removed(self._drop)
+        rebuild_after_fork(self)
+
+    # -- methods -------------------------------------------------------------------------------------------------
+
+    def unary_unary(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        return self._method(UnaryUnary, method, request_serializer, response_deserializer, args, kwargs)
+
+    def unary_stream(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        return self._method(UnaryStream, method, request_serializer, response_deserializer, args, kwargs)
+
+    def stream_unary(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        return self._method(StreamUnary, method, request_serializer, response_deserializer, args, kwargs)
+
+    def stream_stream(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        return self._method(StreamStream, method, request_serializer, response_deserializer, args, kwargs)
+
+    def _method(
+        self,
+        kind: type[AioMultiCallable],
+        method: str,
+        serializer: Any,
+        deserializer: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> AioMultiCallable:
+        registered = registered_argument(args, kwargs)
+        key = (kind, method, serializer, deserializer, registered)
+        known = self._methods.get(key)
+        if known is None:
+            with self._lock:
+                known = self._methods.get(key)
+                if known is None:
+                    if len(self._methods) >= METHODS:
+                        forgotten = self._methods.pop(next(iter(self._methods)))
+                        self._forget(forgotten)
+                    make = factory(_NAMES[kind], method, serializer, deserializer, registered)
+                    known = kind(self._handle, self._pool, SYSTEM.now, self._key, make)
+                    self._methods[key] = known
+        return known
+
+    def _forget(self, method: AioMultiCallable) -> None:
+        for loop, pool in list(self._pools.items()):
+            _on_loop(loop, partial(pool.forget_method, method))
+
+    # -- loops ---------------------------------------------------------------------------------------------------
+
+    def _pool(self) -> LoopPool:
+        """The running loop's channels."""
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            with self._lock:
+                if self._closed:
+                    raise grpc.aio.UsageError("Channel is closed.")
+                pool = self._pools[loop] = LoopPool(self._connect)
+        return pool
+
+    def _drop(self, subchannel: Subchannel) -> None:
+        """The endpoint left the set (control thread)."""
+        with self._lock:
+            pools = list(self._pools.items())
+        for loop, pool in pools:
+            _on_loop(loop, partial(pool.drop, subchannel))
+
+    def after_fork(self) -> None:
+        """In a forked child (called by the runtime): forget everything inherited, close nothing."""
+        _graveyard.append((list(self._pools.items()), self._pools))
+        self._lock = new_lock()
+        self._pools = weakref.WeakKeyDictionary()
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def get_state(self, try_to_connect: bool = False) -> ChannelConnectivity:
+        """READY if an endpoint of this loop is connected, else as round_robin aggregates; SHUTDOWN after close."""
+        if self._closed:
+            return ChannelConnectivity.SHUTDOWN
+        pool = self._pool()
+        state = aggregate(pool.states())
+        if not try_to_connect or state in (ChannelConnectivity.READY, ChannelConnectivity.CONNECTING):
+            return state
+        tried = {t.subchannel for t in pool.transports if t.channel.get_state() is not ChannelConnectivity.IDLE}
+        try:
+            lease = self._handle.try_acquire(None, exclude=tried)
+        except MeshError:
+            return ChannelConnectivity.TRANSIENT_FAILURE
+        if lease is None:
+            return state if tried else ChannelConnectivity.CONNECTING
+        try:
+            pool.transport(lease).channel.get_state(try_to_connect=True)
+        finally:
+            lease.done()
+        return aggregate(pool.states())
+
+    async def wait_for_state_change(self, last_observed_state: ChannelConnectivity) -> None:
+        """Return when the state is another. It is looked at every 10 ms while connecting, every 200 ms otherwise."""
+        if self._closed:
+            raise grpc.aio.UsageError("Channel is closed.")
+        settled = last_observed_state in (ChannelConnectivity.READY, ChannelConnectivity.IDLE)
+        while True:
+            if self.get_state() is not last_observed_state:
+                return
+            await asyncio.sleep(RELAXED if settled else EAGER)
+
+    async def channel_ready(self) -> None:
+        """Return when an endpoint is connected."""
+        while True:
+            state = self.get_state(try_to_connect=True)
+            if state is ChannelConnectivity.READY:
+                return
+            if state is ChannelConnectivity.SHUTDOWN:
+                raise grpc.aio.UsageError("Channel is closed.")
+            await asyncio.sleep(EAGER)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close every endpoint's channel, in every loop. Calls in flight may finish within ``grace`` seconds."""
+        if grace is not None and grace < 0:
+            raise ValueError(f"grace must be non-negative, got {grace}.")
+        with self._lock:
+            self._closed = True
+            pools = dict(self._pools)
+        own = pools.pop(asyncio.get_running_loop(), None)
+        for loop, pool in pools.items():
+            _on_loop(loop, partial(pool.close_later, grace))
+        if own is not None:
+            await own.close(grace)
+
+    async def __aenter__(self) -> AioMeshChannel:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._handle.target}: {len(self._pools)} event loops>"
+
+
+_NAMES: dict[type[AioMultiCallable], str] = {
+    UnaryUnary: "unary_unary",
+    UnaryStream: "unary_stream",
+    StreamUnary: "stream_unary",
+    StreamStream: "stream_stream",
+}
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:
+    """Run ``work`` on another thread's loop; a loop that was closed has nothing left to do it to."""
+    if loop.is_closed():
+        return
+    try:
+        loop.call_soon_threadsafe(work)
+    except RuntimeError:
+        return  # closed between the look and the call
+
+
+def insecure_channel(
+    target: str,
+    options: Options | None = None,
+    compression: grpc.Compression | None = None,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] | None = None,
+    *,
+    mesh: Mesh | None = None,
+    hash_key: HashKey | None = None,
+) -> grpc.aio.Channel:
+    """``grpc.aio.insecure_channel`` over all endpoints of a mesh target.
+
+    ``interceptors`` see every attempt (a refused connection is an attempt of its own). The rest as
+    ``meshlib.grpc.insecure_channel``. Needs no running loop; channels are made per loop, on first use.
+    """
+    handle = (mesh or default_mesh()).target(target)
+    merged = channel_options(options, handle.authority)
+    return AioMeshChannel(
+        handle, lambda address: grpc.aio.insecure_channel(address, merged, compression, interceptors), hash_key
+    )
+
+
+def secure_channel(
+    target: str,
+    credentials: grpc.ChannelCredentials,
+    options: Options | None = None,
+    compression: grpc.Compression | None = None,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] | None = None,
+    *,
+    mesh: Mesh | None = None,
+    hash_key: HashKey | None = None,
+) -> grpc.aio.Channel:
+    """``grpc.aio.secure_channel`` over all endpoints of a mesh target; TLS verifies the target's logical authority."""
+    handle = (mesh or default_mesh()).target(target)
+    merged = channel_options(options, handle.authority)
+    return AioMeshChannel(
+        handle,
+        lambda address: grpc.aio.secure_channel(address, credentials, merged, compression, interceptors),
+        hash_key,
+    )

@@ -1,0 +1,167 @@
+"""The four kinds of callables of an asyncio mesh channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc import ChannelConnectivity
+
+from meshlib.clients.grpc.aio_attempt import AioAttempts, account_at_end
+from meshlib.clients.grpc.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
+from meshlib.clients.grpc.aio_pool import LoopPool
+from meshlib.clients.grpc.attempts import Attempts
+from meshlib.clients.grpc.hash_key import KeyFunction
+from meshlib.clients.grpc.pool import Bound
+from meshlib.clients.grpc.transport import Completion
+from meshlib.errors import MeshError
+from meshlib.runtime.handle import TargetHandle
+from meshlib.runtime.lease import Lease
+
+
+class AioMultiCallable:
+    """One method of an asyncio mesh channel; usable on any loop (``pool`` gives the running loop's channels)."""
+
+    #: The call object of this kind, and whether its response (request) is a stream.
+    call_type: Any
+    streams_responses = False
+    streams_requests = False
+
+    def __init__(
+        self,
+        handle: TargetHandle,
+        pool: Callable[[], LoopPool],
+        clock: Callable[[], float],
+        key: KeyFunction | None,
+        make: Callable[[Any], Any],
+    ) -> None:
+        self._handle = handle
+        self._pool = pool
+        self._clock = clock
+        self._key = key
+        self._make = make
+
+    def _start(
+        self,
+        request: Any,
+        timeout: float | None,
+        metadata: Any,
+        wait_for_ready: bool | None,
+        **others: Any,
+    ) -> Any:
+        """Start now where a connected endpoint can be had, else a call object that finds one."""
+        pool = self._pool()
+        key = self._key(metadata) if self._key is not None else None
+        lease: Lease | None
+        try:
+            lease = self._handle.try_acquire(key)
+        except MeshError:
+            lease = None  # the call object says so, when it is awaited
+        bound: Bound | None = None
+        if lease is not None:
+            try:
+                bound = pool.bind(lease, self, self._make)
+            except BaseException:
+                lease.done()
+                raise
+            if bound.transport.channel.get_state() is not ChannelConnectivity.READY:
+                bound.transport.end()
+                bound = None
+            elif not self.streams_responses:
+                completion = Completion(lease, bound.transport)
+                try:
+                    call = bound.callable(request, timeout=timeout, metadata=metadata, **others)
+                except BaseException:
+                    completion.done()
+                    raise
+                account_at_end(call, completion)
+                return call
+
+        def start(bound: Bound, request: Any, left: float | None) -> Any:
+            return bound.callable(request, timeout=left, metadata=metadata, **others)
+
+        attempts = Attempts(
+            self._handle,
+            self._clock,
+            deadline=None if timeout is None else self._clock() + timeout,
+            wait_for_ready=bool(wait_for_ready),
+            hash_key=key,
+        )
+        progress = AioAttempts(self._handle, pool, attempts, self._bind, start, request, self.streams_requests)
+        if bound is not None and lease is not None:
+            completion = Completion(lease, bound.transport)
+            try:
+                progress.adopt(bound, completion, timeout)
+            except BaseException:
+                completion.done()
+                raise
+        else:
+            progress.drive(lease)
+        return self.call_type(progress)
+
+    def _bind(self, lease: Lease) -> Bound:
+        return self._pool().bind(lease, self, self._make)
+
+
+# wait_for_ready never reaches the endpoint's channel: waiting on one dead endpoint would swallow the deadline while
+# others could serve, so the waiting is done over all of them.
+
+
+class _UnaryRequest(AioMultiCallable):
+    def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        return self._start(
+            request, timeout, metadata, wait_for_ready, credentials=credentials, compression=compression
+        )
+
+
+class _StreamRequest(AioMultiCallable):
+    streams_requests = True
+
+    def __call__(
+        self,
+        request_iterator: Any = None,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,
+        compression: Any = None,
+    ) -> Any:
+        return self._start(
+            request_iterator, timeout, metadata, wait_for_ready, credentials=credentials, compression=compression
+        )
+
+
+class UnaryUnary(_UnaryRequest, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[type-arg]
+    """One request, one response."""
+
+    call_type = UnaryUnaryCall
+
+
+class UnaryStream(_UnaryRequest, grpc.aio.UnaryStreamMultiCallable):  # type: ignore[type-arg]
+    """One request, a stream of responses."""
+
+    call_type = UnaryStreamCall
+    streams_responses = True
+
+
+class StreamUnary(_StreamRequest, grpc.aio.StreamUnaryMultiCallable):  # type: ignore[type-arg]
+    """A stream of requests, one response."""
+
+    call_type = StreamUnaryCall
+
+
+class StreamStream(_StreamRequest, grpc.aio.StreamStreamMultiCallable):  # type: ignore[type-arg]
+    """A stream of requests, a stream of responses."""
+
+    call_type = StreamStreamCall
+    streams_responses = True

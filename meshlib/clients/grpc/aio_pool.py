@@ -1,0 +1,112 @@
+"""LoopPool: the asyncio channels of one mesh channel in one event loop. grpc.aio channels belong to the loop they were
+made in, so each loop has its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import grpc
+from grpc import ChannelConnectivity
+
+from meshlib.clients.grpc.options import endpoint_target
+from meshlib.clients.grpc.pool import Bound
+from meshlib.clients.grpc.transport import Transport
+from meshlib.pickers.subchannel import Subchannel
+from meshlib.runtime.lease import Lease, ServiceLease
+
+#: Only the loop's own thread touches what is in here.
+_NO_LOCK = nullcontext()
+
+
+class LoopPool:
+    """Transports by Subchannel, and each method's callable on them. Used on its loop only."""
+
+    def __init__(self, connect: Callable[[str], grpc.aio.Channel]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.closed = False
+        self._connect = connect
+        self._transports: dict[Subchannel, Transport] = {}
+        self._bound: dict[Subchannel, dict[object, Bound]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        #: Calls that have no endpoint yet, to be cancelled at close.
+        self.waiting: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def bind(self, lease: Lease, method: object, make: Callable[[Any], Any]) -> Bound:
+        """``method`` on the lease's endpoint, with the call counted in. UsageError, as in grpc, when closed."""
+        if self.closed:
+            raise grpc.aio.UsageError("Channel is closed.")
+        subchannel = lease.subchannel
+        bound = self._bound.get(subchannel, {}).get(method)
+        if bound is not None and bound.transport.begin():
+            return bound
+        transport = self.transport(lease)
+        bound = Bound(transport, make(transport.channel))
+        if subchannel in self._transports:
+            self._bound.setdefault(subchannel, {})[method] = bound
+        transport.begin()
+        return bound
+
+    def transport(self, lease: Lease) -> Transport:
+        """The endpoint's transport, made when it is first wanted."""
+        subchannel = lease.subchannel
+        transport = self._transports.get(subchannel)
+        if transport is None or transport.closed:
+            target = endpoint_target(subchannel.endpoint)
+            transport = Transport(self._connect(target), target, subchannel, _NO_LOCK, self._shut)
+            if isinstance(lease, ServiceLease):
+                transport.draining = True  # its Subchannel is made for this one try
+            elif not transport.draining:
+                self._transports[subchannel] = transport
+        return transport
+
+    def drop(self, subchannel: Subchannel) -> None:
+        """The endpoint left the set: no new calls; its channel closes when the last one has ended."""
+        self._bound.pop(subchannel, None)
+        transport = self._transports.pop(subchannel, None)
+        if transport is not None:
+            transport.drain()
+
+    def states(self) -> list[ChannelConnectivity]:
+        return [transport.channel.get_state() for transport in self._transports.values()]
+
+    @property
+    def transports(self) -> list[Transport]:
+        return list(self._transports.values())
+
+    async def close(self, grace: float | None) -> None:
+        """Close all channels: calls in flight may finish within ``grace`` seconds, then they are cancelled."""
+        self.closed = True
+        transports, self._transports = self._transports, {}
+        self._bound.clear()
+        channels = [transport.channel for transport in transports.values() if transport.close()]
+        waiting = [call for call in self.waiting if not call.done()]
+        if grace and waiting:
+            await asyncio.wait([asyncio.ensure_future(call.ended()) for call in waiting], timeout=grace)
+        for call in waiting:
+            call.cancel()
+        if channels:
+            await asyncio.gather(*(channel.close(grace) for channel in channels))
+        others = self._closing - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others)
+
+    def close_later(self, grace: float | None) -> None:
+        """``close`` in a task of this loop."""
+        self._keep(self.loop.create_task(self.close(grace)))
+
+    def forget_method(self, method: object) -> None:
+        for methods in self._bound.values():
+            methods.pop(method, None)
+
+    def _shut(self, transport: Transport) -> None:
+        """Close a drained channel. The task is referenced until done, as asyncio does not."""
+        self._keep(self.loop.create_task(transport.channel.close(None)))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
