@@ -28,7 +28,7 @@ venv-dev:
 demo: venv ## real traffic over real local servers, in under a minute; no cluster, no privileges
 	@.venv/bin/python -m meshlib demo
 
-test: venv-dev components check ## everything: linters, types, unit and integration tests
+test: venv-dev check components ## everything: linters, types, unit and integration tests
 	@scripts/other_python.sh 3.13
 	@echo "pytest: all of tests/"
 	@.venv/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)

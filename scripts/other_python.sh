@@ -6,7 +6,7 @@ version=$1
 
 if [[ $(.venv/bin/python -V) == "Python $version."* ]]; then exit 0; fi
 if ! python=$(scripts/find_python.sh "$version"); then
-  echo "python $version: left out, no such interpreter found (install python$version, or pyenv install $version)"
+  echo "python $version: left out, no such interpreter found (for example: pyenv install $version)"
   exit 0
 fi
 scripts/venv.sh ".venv-$version" "$python" test
