@@ -194,7 +194,7 @@ class DnsWatch:
                 self._walk_at = now + REWALK_ABSENT
 
     async def _settle(self, name: str) -> tuple[Kind, bool]:
-        """Ask for ``name`` and wait for the replies; a family may be late by FAMILY_GRACE when the other has records."""
+        """Ask for ``name`` and wait for the replies; a family may be late by FAMILY_GRACE if the other has records."""
         rows = [self._hold(question) for question in self._questions(name)]
         grace_ends = math.inf
         while not all(row.answered for row in rows):
