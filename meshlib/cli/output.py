@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+#: Width of tables that go into a pipe or file, characters.
+PIPE_WIDTH = 200
 
 #: ``--output``, the same on every command that has it.
 output_option = click.option(
@@ -25,19 +32,21 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table that fits the terminal; nothing in a cell is taken as markup (names come from other tenants)."""
+    """A table below its title; nothing in a cell is taken as markup (names come from other tenants)."""
     from rich.console import Console
 
-    Console(highlight=False).print(make_table(title, columns, rows))
+    click.echo(title)
+    # Without a terminal there is no width to fit, and folded lines would be hard to search.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console.print(make_table(columns, rows))
 
 
-def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """The table itself, for those that show it another way."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold", header_style="bold")
     for row in rows:
