@@ -12,6 +12,7 @@ from meshlib.cli.output import output_option, print_json, visible
 from meshlib.cli.settings import command_config
 from meshlib.errors import ConfigError
 from meshlib.model.hosts import HostKind, match_host
+from meshlib.model.target import TargetDefaults
 from meshlib.runtime.config import Config, alias_targets, target_defaults
 
 _DECISIONS = {
@@ -27,14 +28,13 @@ _MEANINGS = {
 }
 
 
-def explain_url(url: str, config: Config) -> dict[str, Any]:
+def explain_url(url: str, config: Config, defaults: TargetDefaults) -> dict[str, Any]:
     """What happens to a request to ``url``; ValueError when it is not a URL with a scheme and a host."""
     parts = urlsplit(url)
     if not parts.scheme or not parts.hostname:
         raise ValueError(
             f"{url!r} is not a URL with a scheme and a host; for example http://orders.shop.svc/items"
         )
-    defaults = target_defaults(config)
     match = match_host(
         parts.scheme,
         parts.hostname,
@@ -81,7 +81,8 @@ def command(url: str, namespace: str, output: str) -> None:
       meshlib check-url https://example.com/
     """
     try:
-        found = explain_url(url, command_config(namespace=namespace))
+        config = command_config(namespace=namespace)
+        found = explain_url(url, config, target_defaults(config))
     except ConfigError as error:
         stop(error)
     except ValueError as error:
