@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from meshlib.pickers.subchannel import Subchannel
 
@@ -50,8 +50,11 @@ class Picker(Protocol):
     caller calls it. Either way the caller calls ``observe()`` and ``end()`` on the Subchannel itself.
     """
 
-    counts: ClassVar[bool]
-    contract: ClassVar[ContractClass]
+    @property
+    def counts(self) -> bool: ...
+
+    @property
+    def contract(self) -> ContractClass: ...
 
     @property
     def subchannels(self) -> Sequence[Subchannel]:

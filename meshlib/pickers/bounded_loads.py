@@ -97,8 +97,10 @@ class BoundedHashPicker:
         self.unbounded = unbounded
         self._factor = balance_factor / 100
         previous = context.previous
-        carried = isinstance(previous, BoundedHashPicker)
-        self._load: LoadTotal = previous._load if carried else LoadTotal(context.new_lock())
+        if isinstance(previous, BoundedHashPicker):
+            self._load: LoadTotal = previous._load
+        else:
+            self._load = LoadTotal(context.new_lock())
         self._load.sync(members)
 
     def pick(self, info: PickInfo = NO_INFO, /) -> Subchannel | None:

@@ -122,8 +122,10 @@ class LeastConnections:
         self.subchannels = tuple(subchannels)
         self._random = context.random
         previous = context.previous
-        carried = isinstance(previous, LeastConnections)
-        self._index: LoadIndex = previous._index if carried else LoadIndex(context.new_lock())
+        if isinstance(previous, LeastConnections):
+            self._index: LoadIndex = previous._index
+        else:
+            self._index = LoadIndex(context.new_lock())
         self._index.sync(weighted(subchannels))
 
     def pick(self, info: PickInfo = NO_INFO, /) -> Subchannel | None:

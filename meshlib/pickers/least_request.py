@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import floor
 from typing import cast
 
 from meshlib.pickers.base import NO_INFO, ContractClass, Picker, PickerContext, PickInfo
@@ -17,7 +18,7 @@ class LeastRequest(TwoChoicesPicker):
         if info.now < self._careful_until or info.exclude:
             return self._carefully(info)
         others = self._others
-        k = int(self._random() * self._pairs)
+        k = floor(self._random() * self._pairs)
         i = k // others
         chosen = self._twice[i]
         other = self._twice[i + 1 + k % others]

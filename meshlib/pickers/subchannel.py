@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from math import exp
+from math import exp, log
 
 from meshlib.model.endpoint import Endpoint
 
@@ -33,9 +33,10 @@ class Subchannel:
     ``begin``/``end`` bracket a request (its body included); ``observe`` takes a latency sample when its headers
     came. ``now`` and latencies are seconds of one monotonic clock.
 
-    ``ewma`` is the latency estimate as it was at ``ewma_at``; it fades from there (see ``observe``). Readers
-    that compare endpoints take both without the lock: a pair torn by a concurrent sample misjudges one pick a
-    little.
+    ``ewma`` is the latency estimate as it was at ``ewma_at``; it fades from there (see ``observe``). ``rank``
+    is both in one number that does not change with time, ``ln(ewma) + ewma_at / DECAY``: of two endpoints the
+    one with the lower rank has the lower estimate at any later time, by the factor ``exp`` of the difference.
+    Readers take no lock.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class Subchannel:
         "joined_at",
         "lock",
         "on_load",
+        "rank",
         "removed",
         "requests",
     )
@@ -63,7 +65,8 @@ class Subchannel:
         self.requests = 0  #: ended requests
         self.failures = 0
         self.ewma = -1.0  #: peak-sensitive latency estimate in seconds; negative: no sample yet
-        self.ewma_at = 0.0
+        self.ewma_at = math.inf
+        self.rank = math.nan  #: not comparable without a sample
         self.removed = False  #: left the set: no new requests, transports close when idle
         self.on_load: Watcher | None = (
             None  #: told (under no lock) when inflight fell; for pickers that index by load
@@ -96,8 +99,6 @@ class Subchannel:
         """
         if failed and latency < FAILURE_PENALTY:
             latency = FAILURE_PENALTY
-        elif latency < LEAST_LATENCY:
-            latency = LEAST_LATENCY
         # Most samples are below the fading peak and change nothing, so the lock is only taken for those that
         # are not.
         if latency > self.ewma * exp((self.ewma_at - now) / DECAY):
@@ -108,8 +109,10 @@ class Subchannel:
             if latency > self.ewma * exp(
                 (self.ewma_at - now) / DECAY
             ):  # again: another thread may have been faster
-                self.ewma = latency
+                latency = max(latency, LEAST_LATENCY)
                 self.ewma_at = now
+                self.ewma = latency
+                self.rank = log(latency) + now / DECAY
 
     def __repr__(self) -> str:
         latency = f"{self.ewma * 1000:.1f}ms" if self.ewma >= 0 else "no sample"
