@@ -1,0 +1,69 @@
+"""What the gRPC tests share: a Mesh whose set is published by hand, and a way to wait for facts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import meshlib.grpc
+import meshlib.grpc.aio
+from meshlib.runtime.config import load_config
+from meshlib.runtime.mesh import Mesh
+from meshlib.testing.manual import ManualResolver
+
+TARGET = "k8s:///echo.shop:80"
+SERVICE = "shop/echo"
+UU, US, SU, SS = (f"/test.Echo/{name}" for name in ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream"))
+
+
+class Shop:
+    """A Mesh in which ``k8s:///echo.shop:80`` has exactly the endpoints that a test says."""
+
+    def __init__(self, mesh: Mesh, resolver: ManualResolver) -> None:
+        self.mesh = mesh
+        self.resolver = resolver
+        self._channels: list[Any] = []
+
+    def serve(self, backends: Sequence[Any], **fields: Any) -> None:
+        """Publish the endpoints (backends, or ``ip:port``)."""
+        self.resolver.endpoints(SERVICE, [getattr(b, "address", b) for b in backends], **fields)
+
+    def channel(self, **options: Any) -> Any:
+        channel = meshlib.grpc.insecure_channel(TARGET, mesh=self.mesh, **options)
+        self._channels.append(channel)
+        return channel
+
+    def aio_channel(self, **options: Any) -> Any:
+        """The test closes it, on its loop."""
+        return meshlib.grpc.aio.insecure_channel(TARGET, mesh=self.mesh, **options)
+
+    @property
+    def inflight(self) -> int:
+        return sum(e["inflight"] for e in self.mesh.target(TARGET).status()["endpoints"])
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+        self.mesh.close()
+
+
+@contextmanager
+def shop(**settings: Any) -> Iterator[Shop]:
+    """round_robin, so that a few calls are enough to reach every endpoint; ``settings`` as in meshlib.toml."""
+    resolver = ManualResolver()
+    config = load_config({"picker": "round_robin", **settings})
+    made = Shop(Mesh(resolvers={"k8s": resolver}, config=config), resolver)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def eventually(fact: Callable[[], Any], timeout: float = 10.0) -> None:
+    """Wait until ``fact()`` holds; the bound only ends a broken test."""
+    end = time.monotonic() + timeout
+    while not fact():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
