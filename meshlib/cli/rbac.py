@@ -42,7 +42,7 @@ def api_egress_yaml(
         "# Only where egress of these pods is restricted already: a pod's first egress policy forbids all the rest.\n"
         "apiVersion: networking.k8s.io/v1\n"
         "kind: NetworkPolicy\n"
-        f"metadata:\n  name: {name}\n  namespace: {namespace}\n"
+        f'metadata:\n  name: {name}\n  namespace: "{namespace}"\n'
         "spec:\n"
         f"  podSelector:{space}{selector}\n"
         "  policyTypes: [Egress]\n"
