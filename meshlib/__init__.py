@@ -52,19 +52,22 @@ _HOMES = {
     "unwrap": "meshlib.clients.httpx",
     "wrap": "meshlib.clients.httpx",
 }
+_MODULES = ("errors", "grpc", "httpx")
 
 
-def __getattr__(name: str) -> object:
-    from importlib import import_module
+if not TYPE_CHECKING:  # for a type checker every name is declared above, and an unknown one is an error
 
-    if name in _HOMES:
-        value: object = getattr(import_module(_HOMES[name]), name)
-    elif name in ("errors", "grpc", "httpx"):
-        value = import_module(f"meshlib.{name}")
-    else:
-        raise AttributeError(f"module 'meshlib' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+        elif name in _MODULES:
+            value = import_module(f"meshlib.{name}")
+        else:
+            raise AttributeError(f"module 'meshlib' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

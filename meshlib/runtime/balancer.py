@@ -82,6 +82,10 @@ class Balancer:
         self._dns: tuple[Endpoint, ...] = ()
         self._union = SliceUnion()  #: keeps the join of slices that did not change
         self._waiting_over = False
+        self._hopeless = False  #: discovery said that waiting for it is of no use
+        self._dns_spoke = (
+            target.scheme != "k8s"
+        )  #: only for Services does the name lead to what discovery balances
         self._absent = False  #: the source said that there is no such Service
         self._refused: tuple[Endpoint, ...] | None = None  #: the set that refused every connection
         self._removed: Callable[[Subchannel], None] = _nobody
@@ -102,7 +106,8 @@ class Balancer:
             self.last_error = update.error
             if self.snapshot is not None:
                 return  # keep the last good state, for ever
-            if update.hopeless:
+            self._hopeless = update.hopeless
+            if self._hopeless and self._dns_spoke:
                 self._waiting_over = True
         else:
             self.snapshot = None
@@ -114,8 +119,10 @@ class Balancer:
     def dns_answered(self, endpoints: tuple[Endpoint, ...]) -> None:
         """What the bare client would dial; empty: the name does not resolve."""
         self._dns = endpoints
+        self._dns_spoke = True
         if self.snapshot is None and not self._absent:
             self.dns_picker = self._picker_beside(endpoints) if endpoints else None
+            self._waiting_over = self._waiting_over or self._hopeless
             if self._waiting_over:
                 self.decide()
 
@@ -239,14 +246,9 @@ class Balancer:
         if not self._waiting_over:
             return
         if self._dns and not self._around.strict:
-            why = (
-                f"nothing known from discovery: {self.last_error}"
-                if self.last_error
-                else "no answer from discovery yet"
-            )
-            self._take(Way.DNS, why, self._dns, None)
+            self._take(Way.DNS, f"discovery gives nothing: {_brief(self.last_error)}", self._dns, None)
         else:
-            self._fail(self.not_synced, f"not synced: {self.last_error or 'no answer yet'}")
+            self._fail(self.not_synced, f"not synced: {_brief(self.last_error)}")
 
     def not_synced(self) -> Exception:
         """A fresh NotSynced that carries the discovery error."""
@@ -349,6 +351,11 @@ def _nobody(subchannel: Subchannel) -> None:
 
 def _reason(update: Update) -> str:
     return update.reason if isinstance(update, DoesNotExist) else ""
+
+
+def _brief(error: Exception | None) -> str:
+    """One line for a reason; the whole text, with its fix, is in the error itself and was reported by its source."""
+    return str(error).partition("\n")[0] if error is not None else "no answer yet"
 
 
 def _has_hints(slices: Sequence[EndpointSlice]) -> bool:

@@ -204,7 +204,12 @@ class Mesh:
         return Live(balancer, balancer.cell, watch, runtime.clock.now, runtime.control.call)
 
     def _watch(self, runtime: process.ProcessRuntime, balancer: Balancer) -> TargetWatch:
-        tables, policy, builder = self.config.discovery, self.policy, _Builders(self._resolvers)
+        # Decision D12: a Mesh is explicit use, so a kubeconfig may be read; a setting of that name wins.
+        tables = {
+            **self.config.discovery,
+            "k8s": {"allow_kubeconfig": True, **self.config.discovery.get("k8s", {})},
+        }
+        policy, builder = self.policy, _Builders(self._resolvers)
         context = runtime.context(tables.get("dns", {}), policy)
 
         async def addresses(host: str) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from cachetools import TTLCache
+
 from meshlib.errors import NotSynced, ServiceNotFound, UnknownPort
 from meshlib.model.hosts import HostKind, HostMatch, match_host
 from meshlib.runtime.balancer import Way
@@ -29,12 +31,11 @@ _BARE_PATH = (UnknownPort, ServiceNotFound)
 class _Entry:
     """One (scheme, host, port): whose it is."""
 
-    __slots__ = ("candidates", "kind", "refused_until")
+    __slots__ = ("candidates", "kind")
 
     def __init__(self, match: HostMatch, handles: tuple[TargetHandle, ...]) -> None:
         self.kind = match.kind
         self.candidates = handles
-        self.refused_until = 0.0
 
 
 class UrlTable:
@@ -44,6 +45,7 @@ class UrlTable:
         self._mesh = mesh
         self._lock = threading.Lock()
         self._entries: dict[tuple[str, str, int | None], _Entry] = {}
+        self._refused: TTLCache[_Entry, bool] = TTLCache(MAX_ENTRIES, NEGATIVE_TTL, timer=mesh.now)
         self._aliases = alias_targets(mesh.config, mesh.defaults)
 
     def find(self, scheme: str, host: str, port: int | None) -> TargetHandle | None:
@@ -75,9 +77,9 @@ class UrlTable:
 
     def _short(self, entry: _Entry) -> TargetHandle | None:
         """The first candidate that exists, asking in resolver order; None until it is known."""
-        now = self._mesh.now()
-        if now < entry.refused_until:
-            return None
+        with self._lock:
+            if entry in self._refused:
+                return None
         for handle in entry.candidates:
             state = handle.state
             if not state.settled:
@@ -92,7 +94,7 @@ class UrlTable:
             else:
                 return None
         with self._lock:
-            entry.refused_until = now + NEGATIVE_TTL
+            self._refused[entry] = True
         for handle in entry.candidates:
             self._mesh.release(handle)
         return None

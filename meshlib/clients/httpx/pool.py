@@ -106,6 +106,10 @@ class _Pool:
             handle.on_removed(self._removed)
         return handle
 
+    def _is_bare_after_all(self, url: Any, exchange: Exchange) -> bool:
+        """Whether what was learned while waiting says that this URL is not ours (decision D2: a port not listed)."""
+        return exchange.body.can_begin and self._handle is None and self._handle_for(url) is None
+
     def _removed(self, subchannel: Subchannel) -> None:
         raise NotImplementedError
 
@@ -225,6 +229,8 @@ class MeshPool(_Pool):
             response.stream = LeasedBody(response.stream, lease, self._blames, engine.unread)
             return response
         except ResolveError as error:
+            if self._is_bare_after_all(request.url, exchange):
+                return self.original.handle_request(request)
             raise as_httpcore(error, self._flavour.core, exchange.pool_is_shorter) from error
 
     def _perform(
@@ -310,6 +316,8 @@ class AsyncMeshPool(_Pool):
             response.stream = AsyncLeasedBody(response.stream, lease, self._blames, engine.unread)
             return response
         except ResolveError as error:
+            if self._is_bare_after_all(request.url, exchange):
+                return await self.original.handle_async_request(request)
             raise as_httpcore(error, self._flavour.core, exchange.pool_is_shorter) from error
 
     async def _perform(

@@ -11,7 +11,6 @@ from meshlib.discovery.kubernetes.driver import ReflectorDriver
 from meshlib.discovery.kubernetes.faults import Fault
 from meshlib.discovery.kubernetes.reflector import Changed, Key, Reflector, Restarted
 from meshlib.discovery.kubernetes.resources import Resource
-from meshlib.errors import DiscoveryError
 from meshlib.model.events import EntrySkipped, SourceFailed, SourceRecovered, WatchRestarted
 
 T = TypeVar("T")
@@ -52,6 +51,7 @@ class Feed(Generic[T]):
         on_change: Callable[[Changed[T]], None],
         on_failure: Callable[[Fault], None],
         on_recovery: Callable[[], None],
+        error_of: Callable[[Fault], Exception],
     ) -> None:
         self.reflector = reflector
         self.fault: Fault | None = None  #: why it fails now; None while it works
@@ -60,6 +60,7 @@ class Feed(Generic[T]):
         self._on_change = on_change
         self._on_failure = on_failure
         self._on_recovery = on_recovery
+        self._error_of = error_of
         self._failed_at: float | None = None  # when SourceFailed was last sent
         self._driver = ReflectorDriver(api, reflector, find_resource, self)
         self._task: asyncio.Task[Any] | None = None
@@ -105,7 +106,7 @@ class Feed(Generic[T]):
         if new or self._failed_at is None or now >= self._failed_at + REPEAT_FAILURE:
             self._failed_at = now
             self._api.context.emit(
-                SourceFailed(self.source, DiscoveryError(fault.message), self.reflector.synced, retry_in)
+                SourceFailed(self.source, self._error_of(fault), self.reflector.synced, retry_in)
             )
         if new:
             self._on_failure(fault)

@@ -94,6 +94,7 @@ class NamespaceWatch:
             self._services_changed,
             self._failed,
             self._recovered,
+            self._error,
         )
         self._slices: Feed[Slices] | None = None
         self._next: Feed[Slices] | None = None
@@ -174,6 +175,7 @@ class NamespaceWatch:
             changed,
             self._failed,
             self._recovered,
+            self._error,
         )
         self._next, self._selected = feed, names
         feed.start(f"{self.namespace} slices")

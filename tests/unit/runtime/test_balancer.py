@@ -200,6 +200,15 @@ def test_a_hopeless_failure_ends_the_waiting_at_once() -> None:
     assert bench.picks() == {f"{VIP}:80"}
 
 
+def test_a_hopeless_failure_still_lets_the_name_be_looked_up() -> None:
+    """The failure may be quicker than DNS: callers wait for the look-up that is under way, not for the bound."""
+    bench = Bench()
+    bench.balancer.apply(Failure(AccessDenied("forbidden"), hopeless=True))
+    assert not bench.balancer.cell.state.settled
+    bench.balancer.dns_answered((Endpoint(address=VIP, port=80),))
+    assert bench.picks() == {f"{VIP}:80"}
+
+
 def test_knowledge_that_arrives_later_is_adopted() -> None:
     """From the DNS fall-back to the pods without a restart, with one event that says so."""
     bench = Bench()
@@ -218,6 +227,7 @@ def test_without_knowledge_and_without_dns_it_is_not_synced_with_the_cause() -> 
     """The discovery error is the cause, so that the log says what to repair."""
     bench = Bench()
     denied = AccessDenied("forbidden", "apply this Role")
+    bench.balancer.dns_answered(())
     bench.balancer.apply(Failure(denied, hopeless=True))
     error = bench.error()
     assert type(error) is NotSynced

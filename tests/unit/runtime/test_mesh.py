@@ -377,20 +377,14 @@ def test_a_port_that_the_service_does_not_list_takes_the_bare_path(
     """Decision D2: transparent use leaves unknown ports to DNS and the kernel."""
     resolver.endpoints("shop/orders", ["10.0.0.1:80"])
     url = ("http", "orders.shop.svc", port)
-    handle = mesh.for_url(*url)
-    assert handle is not None
-    while not handle.synced:
-        handle.wait_for_change(1)
+    asyncio.run(ready(f"orders.shop.svc:{port}", mesh=mesh))
     assert (mesh.for_url(*url) is None) is (port == 81)
 
 
 def test_an_absent_service_takes_the_bare_path(mesh: Mesh, resolver: ManualResolver) -> None:
     """The bare client's own error is what the caller would have seen."""
     resolver.publish("shop/orders", DoesNotExist("no such Service"))
-    handle = mesh.for_url("http", "orders.shop.svc", None)
-    assert handle is not None
-    while not handle.synced:
-        handle.wait_for_change(1)
+    asyncio.run(ready("orders.shop.svc:80", mesh=mesh))
     assert mesh.for_url("http", "orders.shop.svc", None) is None
 
 
