@@ -264,7 +264,7 @@ def _host_name(part: _Part) -> str:
 def _dns(rest: _Part) -> Target:
     server, path = _authority_and_path(rest, "dns:///HOST:PORT or dns://SERVER/HOST:PORT")
     if "/" in path.text:
-        path.fail("nothing may follow HOST:PORT, and no slash may stand in it")
+        path.sub(path.text.index("/")).fail("no slash may stand in HOST:PORT or after it")
     host, port = path.cut_last(":")
     if path.text.startswith("[") or (port is not None and ends_in_number(host.text) and "@" not in host.text):
         name, number = _address_and_port(path, None, "the host looks like an IP address but")

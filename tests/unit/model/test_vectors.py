@@ -35,7 +35,8 @@ def decoded(case: dict[str, Any]) -> tuple[list[EndpointSlice], int, int]:
     refused = 0
 
     def skip(where: str, reason: str) -> None:
-        assert where and reason
+        assert where
+        assert reason
         skipped.append((where, reason))
 
     policy = AddressPolicy()
@@ -94,7 +95,7 @@ def test_every_case_is_run_and_every_key_is_known() -> None:
     assert {file.name for file in FOLDER.iterdir()} == {file.name for file in FILES}
     names = [(file, case["name"]) for file, case in CASES]
     assert len(names) == len(set(names)) >= 40
-    assert {name for name in ((f, c["name"]) for f, c, _ in RUNS)} == set(names)
+    assert {(file, case["name"]) for file, case, _ in RUNS} == set(names)
     for _, case in CASES:
         assert set(case) <= KEYS
         assert {"name", "rule", "service", "port", "slices", "vantage", "expect"} <= set(case)
