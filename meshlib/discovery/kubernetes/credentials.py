@@ -1,4 +1,4 @@
-"""Where the API server is and who we are: service-account files or a kubeconfig. No secret reaches a repr or message."""
+"""Where the API server is and who we are: service-account files or a kubeconfig. No secret reaches a message."""
 
 from __future__ import annotations
 

@@ -58,13 +58,14 @@ def role_yaml(
     RBAC cannot restrict by label, and slices have generated names, so the whole namespace is readable. With ``subject``
     None the place to fill in is marked.
     """
+    # Names are quoted: a namespace may be called 123, true or null, which YAML would read as another type.
     if subject is None:
         who = (
             "- kind: ServiceAccount\n  name: NAME-OF-THE-SERVICE-ACCOUNT\n  namespace: NAMESPACE-OF-THE-POD\n"
         )
         suffix = ""
     elif subject.namespace:
-        who = f"- kind: ServiceAccount\n  name: {subject.name}\n  namespace: {subject.namespace}\n"
+        who = f'- kind: ServiceAccount\n  name: "{subject.name}"\n  namespace: "{subject.namespace}"\n'
         suffix = f"-{subject.namespace}-{subject.name}"
     else:
         who = f'- kind: User\n  apiGroup: rbac.authorization.k8s.io\n  name: "{subject.name}"\n'
@@ -73,12 +74,12 @@ def role_yaml(
     return (
         "apiVersion: rbac.authorization.k8s.io/v1\n"
         "kind: Role\n"
-        f"metadata:\n  name: {ROLE_NAME}\n  namespace: {namespace}\n"
+        f'metadata:\n  name: {ROLE_NAME}\n  namespace: "{namespace}"\n'
         f"rules:\n{_rules(resources)}"
         "---\n"
         "apiVersion: rbac.authorization.k8s.io/v1\n"
         "kind: RoleBinding\n"
-        f"metadata:\n  name: {binding}\n  namespace: {namespace}\n"
+        f'metadata:\n  name: {binding}\n  namespace: "{namespace}"\n'
         "roleRef:\n  apiGroup: rbac.authorization.k8s.io\n  kind: Role\n"
         f"  name: {ROLE_NAME}\n"
         f"subjects:\n{who}"

@@ -214,6 +214,8 @@ class Reflector(Generic[T]):
         self._weight = weight
         self._safety_relist = safety_relist
         self._backoff = Backoff()
+        # Apart from the other, because a 410 is the usual end of an outage, and no reason to wait any longer.
+        self._expired = Backoff()
         self._phase = _Phase.NEW
         self._listing: _Listing[T] = _Listing("")
         self._watch = _WatchState(0.0)
@@ -334,8 +336,8 @@ class Reflector(Generic[T]):
         if kind in (FaultKind.EXPIRED, FaultKind.FUTURE_VERSION):
             self.counters.expired += 1
             # A second time soon after: whatever served the last list does not help, so read consistently.
-            version = self.resource_version if self._backoff.quiet(now) else ""
-            return self._retry_soon(fault, now, version, 0.0)
+            version = self.resource_version if self._expired.quiet(now) else ""
+            return self._retry_soon(fault, now, version, 0.0, self._expired)
         if kind is FaultKind.BAD_DATA:
             return self._retry_soon(fault, now, self.resource_version, 0.0)
         if kind in (FaultKind.REJECTED, FaultKind.NOT_SERVED):
@@ -440,20 +442,24 @@ class Reflector(Generic[T]):
         commands.append(self._open())
         return commands
 
-    def _retry_soon(self, fault: Fault, now: float, then_list: str | None, delay: float) -> list[Command[T]]:
+    def _retry_soon(
+        self, fault: Fault, now: float, then_list: str | None, delay: float, backoff: Backoff | None = None
+    ) -> list[Command[T]]:
         """The first such trouble in two minutes is retried after ``delay``; later ones back off (no hot loop)."""
-        if not self._backoff.quiet(now):
-            return self._back_off(fault, now, then_list)
-        self._backoff.touch(now)
+        backoff = backoff or self._backoff
+        if not backoff.quiet(now):
+            return self._back_off(fault, now, then_list, backoff)
+        backoff.touch(now)
         self.counters.watch_restarts += 1
-        relist = then_list is not None
-        restarted = Restarted(relist, fault.message)
-        if delay > 0 or then_list is None:
-            return [restarted, self._sleep(delay, then_list)]
+        restarted = Restarted(then_list is not None, fault.message)
+        if then_list is None:
+            return [restarted, self._sleep(delay, None)]
         return [restarted, self._list(then_list)]
 
-    def _back_off(self, fault: Fault, now: float, then_list: str | None) -> list[Command[T]]:
-        delay = self._backoff.next(now, self._random())
+    def _back_off(
+        self, fault: Fault, now: float, then_list: str | None, backoff: Backoff | None = None
+    ) -> list[Command[T]]:
+        delay = (backoff or self._backoff).next(now, self._random())
         if fault.retry_after is not None:
             delay = max(delay, fault.retry_after)
         if self._empty is not None:
