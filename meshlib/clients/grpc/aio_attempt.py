@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -27,27 +27,6 @@ from meshlib.runtime.lease import Lease
 
 #: Starts the call: (bound method, request or gated requests, seconds left) -> grpc.aio's call.
 Start = Callable[[Bound, Any, "float | None"], Any]
-
-
-def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that has nothing left to wait for (``code()`` of a call that has ended); else None."""
-    try:
-        coroutine.send(None)
-    except StopIteration as finished:
-        return finished.value
-    except (grpc.RpcError, asyncio.CancelledError):
-        return None
-    coroutine.close()
-    return None
-
-
-def account_at_end(call: Any, completion: Completion) -> None:
-    """Have ``completion`` end when ``call`` does."""
-
-    def ended(finished: Any) -> None:
-        completion.ended(at_once(finished.code()))
-
-    call.add_done_callback(ended)
 
 
 class Gate:
@@ -101,6 +80,7 @@ class AioAttempts:
         self._finished = False
         self._callbacks: list[Callable[[], None]] = []
         self._current: Any = None
+        self._trying: Completion | None = None
         self._task: asyncio.Task[None] | None = None
 
     def adopt(self, bound: Bound, completion: Completion, timeout: float | None) -> None:
@@ -154,7 +134,7 @@ class AioAttempts:
         except BaseException:
             lease.done()
             raise
-        completion = Completion(lease, bound.transport)
+        completion = self._trying = Completion(lease, bound.transport)
         gate = Gate(self._pool.loop) if self._gated else None
         request = gate.through(self._request) if gate is not None else self._request
         try:
@@ -190,7 +170,7 @@ class AioAttempts:
     def _decide(self, call: Any, completion: Completion) -> None:
         self.call = call
         self.completion = completion
-        account_at_end(call, completion)
+        self._pool.account_at_end(call, completion)
         if not self.settled.done():
             self.settled.set_result(None)
         call.add_done_callback(lambda _: self._finish())
@@ -260,9 +240,13 @@ class AioAttempts:
         try:
             loop.call_soon_threadsafe(self.cancel)
         except RuntimeError:
-            # That loop is closed: grpc cancels its calls itself, only our counts are left.
-            if self.completion is not None:
-                self.completion.done()
+            self.release()  # that loop is closed: grpc cancels its calls itself, only our counts are left
+
+    def release(self) -> None:
+        """Give the count back of a call whose loop is gone."""
+        completion = self.completion or self._trying
+        if completion is not None:
+            completion.lease.done()
 
 
 def _unclaimed(lease: Lease | None, task: asyncio.Task[None]) -> None:

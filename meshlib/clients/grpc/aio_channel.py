@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -55,7 +54,7 @@ class AioMeshChannel(grpc.aio.Channel):
         self._key = key_function(handle, hash_key)
         self._connect = connect
         self._lock = new_lock()
-        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPool] = weakref.WeakKeyDictionary()
+        self._pools: dict[asyncio.AbstractEventLoop, LoopPool] = {}
         self._methods: dict[tuple[Any, ...], AioMultiCallable] = {}
         self._closed = False
         handle.on_removed(self._drop)
@@ -141,6 +140,8 @@ class AioMeshChannel(grpc.aio.Channel):
             with self._lock:
                 if self._closed:
                     raise grpc.aio.UsageError("Channel is closed.")
+                for other in [known for known in self._pools if known.is_closed()]:
+                    self._pools.pop(other).abandon()
                 pool = self._pools[loop] = LoopPool(self._connect)
         return pool
 
@@ -153,9 +154,9 @@ class AioMeshChannel(grpc.aio.Channel):
 
     def after_fork(self) -> None:
         """In a forked child (called by the runtime): forget everything inherited, close nothing."""
-        _graveyard.append((list(self._pools.items()), self._pools))
+        _graveyard.append(self._pools)
         self._lock = new_lock()
-        self._pools = weakref.WeakKeyDictionary()
+        self._pools = {}
 
     # -- state ---------------------------------------------------------------------------------------------------
 

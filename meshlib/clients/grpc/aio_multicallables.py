@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from grpc import ChannelConnectivity
 
-from meshlib.clients.grpc.aio_attempt import AioAttempts, account_at_end
+from meshlib.clients.grpc.aio_attempt import AioAttempts
 from meshlib.clients.grpc.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from meshlib.clients.grpc.aio_pool import LoopPool
 from meshlib.clients.grpc.attempts import Attempts
@@ -75,7 +75,7 @@ class AioMultiCallable:
                 except BaseException:
                     completion.done()
                     raise
-                account_at_end(call, completion)
+                pool.account_at_end(call, completion)
                 return call
 
         def start(bound: Bound, request: Any, left: float | None) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,12 +15,24 @@ from grpc import ChannelConnectivity
 
 from meshlib.clients.grpc.options import endpoint_target
 from meshlib.clients.grpc.pool import Bound
-from meshlib.clients.grpc.transport import Transport
+from meshlib.clients.grpc.transport import Completion, Transport
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.lease import Lease, ServiceLease
 
 #: Only the loop's own thread touches what is in here.
 _NO_LOCK = nullcontext()
+
+
+def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that has nothing left to wait for (``code()`` of a call that has ended); else None."""
+    try:
+        coroutine.send(None)
+    except StopIteration as finished:
+        return finished.value
+    except (grpc.RpcError, asyncio.CancelledError):
+        return None
+    coroutine.close()
+    return None
 
 
 class LoopPool:
@@ -35,6 +47,8 @@ class LoopPool:
         self._closing: set[asyncio.Task[None]] = set()
         #: Calls that have no endpoint yet, to be cancelled at close.
         self.waiting: weakref.WeakSet[Any] = weakref.WeakSet()
+        #: Calls whose end will be accounted for by a callback of this loop.
+        self.running: set[Completion] = set()
 
     def bind(self, lease: Lease, method: object, make: Callable[[Any], Any]) -> Bound:
         """``method`` on the lease's endpoint, with the call counted in. UsageError, as in grpc, when closed."""
@@ -94,6 +108,24 @@ class LoopPool:
         others = self._closing - {asyncio.current_task()}
         if others:
             await asyncio.wait(others)
+
+    def account_at_end(self, call: Any, completion: Completion) -> None:
+        """Have ``completion`` end when grpc.aio's ``call`` does."""
+        self.running.add(completion)
+
+        def ended(finished: Any) -> None:
+            self.running.discard(completion)
+            completion.ended(at_once(finished.code()))
+
+        call.add_done_callback(ended)
+
+    def abandon(self) -> None:
+        """The loop was closed without closing the channel: its callbacks will never come, so give the counts back."""
+        self.closed = True
+        for completion in self.running:
+            completion.lease.done()
+        for call in list(self.waiting):
+            call.release()
 
     def close_later(self, grace: float | None) -> None:
         """``close`` in a task of this loop."""
