@@ -151,7 +151,8 @@ GOOD = {"addresses": ["10.0.0.9"]}
     "endpoint",
     [
         None, "x", 1, [], {}, {"addresses": None}, {"addresses": []}, {"addresses": "10.0.0.1"}, {"addresses": [None]},
-        {"addresses": [""]}, {"addresses": ["127.0.0.1"]}, {"addresses": ["::ffff:10.0.0.1"]}, {"addresses": ["fd00::1"]},
+        {"addresses": [""]},
+        {"addresses": ["127.0.0.1"]}, {"addresses": ["::ffff:10.0.0.1"]}, {"addresses": ["fd00::1"]},
         {"addresses": ["x" * 4096]}, {"addresses": ["10.0.0.1"], "conditions": {"ready": "true"}},
         {"addresses": ["10.0.0.1"], "conditions": {"ready": 1}}, {"addresses": ["10.0.0.1"], "conditions": "x"},
         {"addresses": ["10.0.0.1"], "targetRef": "x"}, {"addresses": ["10.0.0.1"], "nodeName": 5},
@@ -249,7 +250,7 @@ HOSTILE = [
     b'{"metadata":' + b"[" * 10000 + b"]" * 10000 + b"}",
     b'{"metadata":{"name":"x"},"x":' + b"[" * 100000 + b"]" * 100000 + b"}",
     b'{"metadata":{"name":"x"},"x":' + b'{"a":' * 10000 + b"1" + b"}" * 10000 + b"}",
-    b'{"metadata":{"name":"x","generation":1' + b"0" * 400 + b"}}",
+    b'{"metadata":{"name":"x","generation":1' + b"0" * 5000 + b"}}",
     b'{"metadata":{"name":"x","generation":NaN}}',
     b'{"metadata":{"name":"x","generation":1e400}}',
     b'{"metadata":{"name":"x"},"endpoints":[{"addresses":["\\ud800"]}],"addressType":"IPv4"}',
@@ -267,16 +268,9 @@ def test_hostile_json_is_a_data_error(raw: bytes) -> None:
 
 def test_hostile_number_costs_one_port() -> None:
     """A number beyond all ranges in one port costs that port."""
-    raw = (
-        json.dumps(manifest((GOOD,), ports=[{"port": 80}, {"port": 81}]))
-        .replace("81", "1" + "0" * 400)
-        .encode()
-    )
+    raw = json.dumps(manifest((GOOD,), ports=[{"port": 80}, {"port": 10**400}])).encode()
     told: list[tuple[str, str]] = []
-    try:
-        slice_ = slice_from_json(raw, POLICY, lambda *skipped: told.append(skipped))
-    except DataError:
-        return  # the decoder may refuse the number wherever it stands
+    slice_ = slice_from_json(raw, POLICY, lambda *skipped: told.append(skipped))
     assert slice_.ports == (SlicePort("", 80),)
     assert len(told) == 1
 
