@@ -101,3 +101,12 @@ def test_label_values_stay_text(value: str) -> None:
 def test_bad_names_are_refused(arguments: tuple[str, ...]) -> None:
     """Nothing that is not a name gets into YAML that somebody pipes into kubectl."""
     assert CliRunner().invoke(meshlib, ["rbac", *arguments]).exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["123", "true", "null", "1e3", "no"])
+def test_names_that_yaml_would_read_as_something_else(name: str) -> None:
+    """Namespaces and accounts may have such names; in the manifests they stay text."""
+    role, binding, policy = documents("--from", f"{name}/{name}", "--to", f"{name}/orders")
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == name
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name, "namespace": name}]
+    assert policy["metadata"]["namespace"] == name

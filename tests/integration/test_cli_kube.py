@@ -1,0 +1,138 @@
+"""The command line against a real Kubernetes API server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from meshlib.cli.app import meshlib
+from tests.components.kube import KubeCluster
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(meshlib, list(arguments))
+
+
+def apply(kube: KubeCluster, manifests: str) -> list[dict[str, Any]]:
+    """What kubectl apply does for us: every document is accepted by the real API server."""
+    plurals = {"Role": "roles", "RoleBinding": "rolebindings", "NetworkPolicy": "networkpolicies"}
+    created = []
+    for document in yaml.safe_load_all(manifests):
+        path = f"/apis/{document['apiVersion']}/namespaces/{document['metadata']['namespace']}"
+        created.append(kube.request("POST", f"{path}/{plurals[document['kind']]}", document))
+    return created
+
+
+@pytest.fixture
+def caller(
+    kube_v1beta1: KubeCluster, namespace: Callable[[KubeCluster], str], tmp_path: Path
+) -> tuple[str, str]:
+    """(namespace, kubeconfig of its service account ``app``, which may do nothing yet)."""
+    name = namespace(kube_v1beta1)
+    token = kube_v1beta1.service_account(name, "app")
+    return name, str(kube_v1beta1.write_kubeconfig(tmp_path / "config", token, name))
+
+
+def findings(kubeconfig: str, namespace: str, *more: str) -> tuple[dict[str, Any], int]:
+    result = run("doctor", "-o", "json", "--kubeconfig", kubeconfig, "-n", namespace, *more)
+    return json.loads(result.output), result.exit_code
+
+
+def kubernetes_lacks(found: dict[str, Any]) -> list[dict[str, str]]:
+    return [one for one in found["findings"] if one["area"] == "kubernetes" and one["level"] == "lack"]
+
+
+def test_rbac_gives_exactly_what_discovery_needs(kube_v1beta1: KubeCluster, caller: tuple[str, str]) -> None:
+    """Before: 403 and doctor says so. The printed manifests are accepted; after them doctor and resolve are content."""
+    namespace, kubeconfig = caller
+    kube_v1beta1.create_service(namespace, "orders", port=80, selector={})
+    kube_v1beta1.put_slice(namespace, "orders-1", "orders", ["10.1.2.3"])
+    target = f"k8s:///orders.{namespace}:http"
+
+    (lack,) = kubernetes_lacks(findings(kubeconfig, namespace)[0])
+    assert "EndpointSlices and Services" in lack["what"]
+    assert run("resolve", target, "--kubeconfig", kubeconfig, "--timeout", "3").exit_code == 3
+
+    printed = run("rbac", "--from", f"{namespace}/app", "--to", f"{namespace}/orders")
+    created = apply(kube_v1beta1, printed.output)
+    assert [one["kind"] for one in created] == ["Role", "RoleBinding", "NetworkPolicy"]
+
+    found, code = findings(kubeconfig, namespace, "--exit-code")
+    assert kubernetes_lacks(found) == []
+    assert code == (1 if found["lacks"] else 0)
+    result = run("resolve", target, "--kubeconfig", kubeconfig, "-o", "json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.output)
+    assert [(row["address"], row["port"], row["eligible"]) for row in answer["endpoints"]] == [
+        ("10.1.2.3", 8080, True)
+    ]
+    assert answer["source"]["name"].startswith("kubernetes")
+
+
+def test_the_fix_that_doctor_prints_is_the_fix(kube_v1beta1: KubeCluster, caller: tuple[str, str]) -> None:
+    """Applying doctor's own fix, for the account that the API server named, makes the lack go away."""
+    namespace, kubeconfig = caller
+    (lack,) = kubernetes_lacks(findings(kubeconfig, namespace)[0])
+    manifests = lack["fix"].partition("<<'EOF'\n")[2].removesuffix("EOF")
+    apply(kube_v1beta1, manifests)
+    assert kubernetes_lacks(findings(kubeconfig, namespace)[0]) == []
+
+
+def test_a_missing_watch_right_is_found(kube_v1beta1: KubeCluster, caller: tuple[str, str]) -> None:
+    """A Role with list alone passes a real list; doctor asks for the watch as well."""
+    namespace, kubeconfig = caller
+    rules = [
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list"]},
+        {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch"]},
+    ]
+    kube_v1beta1.grant(namespace, "app", rules)
+    (lack,) = kubernetes_lacks(findings(kubeconfig, namespace)[0])
+    assert "EndpointSlices in" in lack["what"]
+
+
+def test_a_refused_token_is_told(kube_v1beta1: KubeCluster, tmp_path: Path) -> None:
+    """401 is something else than 403, with another fix."""
+    kubeconfig = str(kube_v1beta1.write_kubeconfig(tmp_path / "config", "not-a-token"))
+    (lack,) = kubernetes_lacks(findings(kubeconfig, "default")[0])
+    assert "401" in lack["what"]
+    assert "not-a-token" not in json.dumps(lack)
+
+
+def test_an_unreachable_server_is_told(kube_v1beta1: KubeCluster, tmp_path: Path) -> None:
+    """A port where nobody listens: one lack, and how to allow the way."""
+    path = kube_v1beta1.write_kubeconfig(tmp_path / "config")
+    config = yaml.safe_load(path.read_text())
+    config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+    path.write_text(yaml.safe_dump(config))
+    (lack,) = kubernetes_lacks(findings(str(path), "default")[0])
+    assert "does not answer" in lack["what"]
+    assert "NetworkPolicy" in lack["fix"]
+
+
+def test_resolve_says_why_an_endpoint_gets_nothing(
+    kube_v1beta1: KubeCluster, caller: tuple[str, str]
+) -> None:
+    """Not ready, and refused by the address policy: each with its reason or counted."""
+    namespace, kubeconfig = caller
+    apply(kube_v1beta1, run("rbac", "--from", f"{namespace}/app", "--to", f"{namespace}/orders").output)
+    kube_v1beta1.create_service(namespace, "orders", port=80, selector={})
+    endpoints = [
+        {"addresses": ["10.1.2.3"], "conditions": {"ready": True}},
+        {"addresses": ["10.1.2.4"], "conditions": {"ready": False}},
+        {"addresses": ["127.0.0.1"], "conditions": {"ready": True}},
+    ]
+    kube_v1beta1.put_slice(namespace, "orders-1", "orders", endpoints)
+    result = run("resolve", f"orders.{namespace}.svc:80", "--kubeconfig", kubeconfig, "-o", "json")
+    answer = json.loads(result.output)
+    rows = {row["address"]: row for row in answer["endpoints"]}
+    assert rows["10.1.2.3"]["eligible"]
+    assert not rows["10.1.2.4"]["eligible"]
+    assert "not ready" in rows["10.1.2.4"]["reason"]
+    assert "127.0.0.1" not in rows
+    assert answer["skipped"] >= 1
