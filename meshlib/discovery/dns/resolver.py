@@ -39,6 +39,7 @@ class DnsResolver:
         """Start to follow a target; the first update comes on a later turn of the loop."""
         if self._poller is None:
             self._poller = self._context.spawn(self._poll(), name="dns files")
+        self._look_at_files()
         self._watches = [watch for watch in self._watches if not watch.closed]
         watch = DnsWatch(self._shared, target, publish)
         self._watches.append(watch)
@@ -70,13 +71,16 @@ class DnsResolver:
     async def _poll(self) -> None:
         while True:
             await self._context.sleep(self._settings.poll)
-            changed = self._system.poll()
-            for error in self._system.take_errors():
-                self._context.emit(SourceFailed("dns files", error, True, self._settings.poll))
-            if changed:
-                self._table.environment_changed()
-                for watch in self._watches:
-                    watch.environment_changed()
+            self._look_at_files()
+
+    def _look_at_files(self) -> None:
+        changed = self._system.poll()
+        for error in self._system.take_errors():
+            self._context.emit(SourceFailed("dns files", error, True, self._settings.poll))
+        if changed:
+            self._table.environment_changed()
+            for watch in self._watches:
+                watch.environment_changed()
 
 
 class DnsBuilder:
