@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from meshlib.runtime.lease import Lease
 
@@ -48,18 +48,28 @@ class RequestBody:
         return stream
 
 
+class Owner(Protocol):
+    """The engine whose connection a response body reads from."""
+
+    unread: deque[Any]  #: bodies thrown away unfinished, whose connections the engine closes later
+
+    def reclaim(self, body: Any) -> None:
+        """Closing this body was interrupted: give up its connection."""
+        ...
+
+
 class _LeasedBody:
     """What both colours share: the lease ends once, by exhaustion, close, an exception, or the garbage collector."""
 
-    __slots__ = ("_blames", "_inner", "_lease", "_unread")
+    __slots__ = ("_blames", "_inner", "_lease", "_owner")
 
     def __init__(
-        self, inner: Any, lease: Lease, blames: Callable[[BaseException], bool], unread: deque[Any]
+        self, inner: Any, lease: Lease, blames: Callable[[BaseException], bool], owner: Owner
     ) -> None:
         self._inner = inner
         self._lease: Lease | None = lease
         self._blames = blames
-        self._unread = unread  #: bodies thrown away unfinished, whose connections the engine closes later
+        self._owner = owner
 
     def _end(self, error: BaseException | None = None) -> None:
         lease, self._lease = self._lease, None
@@ -70,7 +80,7 @@ class _LeasedBody:
         lease = getattr(self, "_lease", None)
         if lease is not None:
             _abandoned.append(lease)
-            self._unread.append(self._inner)
+            self._owner.unread.append(self._inner)
 
 
 class LeasedBody(_LeasedBody):
@@ -89,6 +99,9 @@ class LeasedBody(_LeasedBody):
     def close(self) -> None:
         try:
             self._inner.close()
+        except BaseException:
+            self._owner.reclaim(self._inner)
+            raise
         finally:
             self._end()
 
@@ -110,5 +123,8 @@ class AsyncLeasedBody(_LeasedBody):
     async def aclose(self) -> None:
         try:
             await self._inner.aclose()
+        except BaseException:  # a task cancelled here would leave httpcore's pool with a request that never ends
+            self._owner.reclaim(self._inner)
+            raise
         finally:
             self._end()

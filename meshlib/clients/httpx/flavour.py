@@ -7,6 +7,7 @@ modules held here and never imports them itself, so that both are served by one 
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ _POOL_STATE = (
     "_network_backend",
     "_socket_options",
     "_connections",
+    "_requests",
     "_optional_thread_lock",
     "_assign_requests_to_connections",
     "_close_connections",
@@ -118,6 +120,9 @@ def _differences(httpx: Any, core: Any) -> str:
         missing = [name for name in _POOL_STATE if not hasattr(pool, name)]
         if missing:
             return f"{kind.__name__}.{missing[0]} is missing"
+        body = sys.modules[kind.__module__].PoolByteStream(stream=(), pool_request=None, pool=pool)
+        if not (hasattr(body, "_pool") and hasattr(body, "_pool_request")):
+            return f"{kind.__name__}'s response bodies have another inside"
         if not _closes_idle(pool):
             return f"{kind.__name__} keeps idle connections in another way"
     return ""

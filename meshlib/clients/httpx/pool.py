@@ -226,7 +226,7 @@ class MeshPool(_Pool):
                     step = steps.send(outcome)
         except StopIteration as finished:
             response, lease = finished.value
-            response.stream = LeasedBody(response.stream, lease, self._blames, engine.unread)
+            response.stream = LeasedBody(response.stream, lease, self._blames, engine)
             return response
         except ResolveError as error:
             if self._is_bare_after_all(request.url, exchange):
@@ -313,7 +313,7 @@ class AsyncMeshPool(_Pool):
                     step = steps.send(outcome)
         except StopIteration as finished:
             response, lease = finished.value
-            response.stream = AsyncLeasedBody(response.stream, lease, self._blames, engine.unread)
+            response.stream = AsyncLeasedBody(response.stream, lease, self._blames, engine)
             return response
         except ResolveError as error:
             if self._is_bare_after_all(request.url, exchange):

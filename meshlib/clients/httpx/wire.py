@@ -141,6 +141,34 @@ def _surplus(pool: Any, keep: int | None = None) -> list[Any]:
     return closing
 
 
+def _give_up(body: Any) -> Any:
+    """Have the pool forget the request of a body whose close was interrupted; returns the pool, None if it had ended."""
+    pool, request = body._pool, body._pool_request
+    with pool._optional_thread_lock:
+        if request not in pool._requests:
+            return None
+        pool._requests.remove(request)
+    return pool
+
+
+def _orphans(pool: Any) -> list[Any]:
+    """Take out of the pool connections that are neither idle nor serving anybody.
+
+    httpcore leaves one behind when a request is cancelled between getting its connection and using it; it would hold a
+    slot and a socket until the pool is closed.
+    """
+    with pool._optional_thread_lock:
+        serving = {id(request.connection) for request in pool._requests}
+        orphans = [
+            connection
+            for connection in pool._connections
+            if id(connection) not in serving and not connection.is_idle() and not connection.is_closed()
+        ]
+        for connection in orphans:
+            pool._connections.remove(connection)
+    return orphans
+
+
 class SyncEngine(_Pools):
     """For threads: one engine per MeshPool, shared by all its threads."""
 
@@ -157,6 +185,9 @@ class SyncEngine(_Pools):
         token = _exchange.set(exchange)
         try:
             return pool.handle_request(request)
+        except BaseException:
+            pool._close_connections(_orphans(pool))
+            raise
         finally:
             _exchange.reset(token)
 
@@ -170,6 +201,11 @@ class SyncEngine(_Pools):
             body.close()
         for pool in self._due():
             pool._close_connections(_surplus(pool))
+
+    def reclaim(self, body: Any) -> None:
+        pool = _give_up(body)
+        if pool is not None:
+            pool._close_connections(_orphans(pool))
 
     def retire(self, subchannel: Subchannel) -> None:
         for pool in self._forget(subchannel):
@@ -212,6 +248,10 @@ class AsyncEngine(_Pools):
         token = _exchange.set(exchange)
         try:
             return await pool.handle_async_request(request)
+        except BaseException:
+            if orphans := _orphans(pool):
+                self._later(pool._close_connections(orphans))
+            raise
         finally:
             _exchange.reset(token)
 
@@ -222,6 +262,11 @@ class AsyncEngine(_Pools):
         for pool in self._due():
             if closing := _surplus(pool):
                 self._later(pool._close_connections(closing))
+
+    def reclaim(self, body: Any) -> None:
+        pool = _give_up(body)
+        if pool is not None and (orphans := _orphans(pool)):
+            self._later(pool._close_connections(orphans))
 
     def retire(self, subchannel: Subchannel) -> None:
         self._on_loop(self._retire, subchannel)

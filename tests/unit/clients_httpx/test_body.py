@@ -40,6 +40,17 @@ class Inner:
         self.closed += 1
 
 
+class Engine:
+    """What a body needs of its engine."""
+
+    def __init__(self) -> None:
+        self.unread: deque[Any] = deque()
+        self.reclaimed: list[Any] = []
+
+    def reclaim(self, body: Any) -> None:
+        self.reclaimed.append(body)
+
+
 def blames(error: BaseException) -> bool:
     return is_blamed(fault_of(error, httpcore))
 
@@ -55,7 +66,7 @@ def leased() -> tuple[FakeHandle, Lease]:
 def test_lease_ends_once(how: str) -> None:
     """Exhaustion and close in any order: one end."""
     handle, lease = leased()
-    body = LeasedBody(Inner(), lease, blames, deque())
+    body = LeasedBody(Inner(), lease, blames, Engine())
     if how in ("exhausted", "both"):
         assert list(body) == [b"one", b"two"]
     elif how == "closed early":
@@ -80,14 +91,14 @@ def test_body_that_breaks_is_blamed_on_whom_it_concerns(
     if asynchronous:
 
         async def read() -> None:
-            async for _ in AsyncLeasedBody(Inner(error), lease, blames, deque()):
+            async for _ in AsyncLeasedBody(Inner(error), lease, blames, Engine()):
                 pass
 
         with pytest.raises(type(error)):
             asyncio.run(read())
     else:
         with pytest.raises(type(error)):
-            list(LeasedBody(Inner(error), lease, blames, deque()))
+            list(LeasedBody(Inner(error), lease, blames, Engine()))
     assert lease.subchannel.inflight == 0
     assert lease.subchannel.failures == failures
 
@@ -97,7 +108,7 @@ def test_async_lease_ends_on_aclose() -> None:
     _, lease = leased()
 
     async def read() -> None:
-        body = AsyncLeasedBody(Inner(), lease, blames, deque())
+        body = AsyncLeasedBody(Inner(), lease, blames, Engine())
         async for _ in body:
             break
         await body.aclose()
@@ -111,16 +122,16 @@ def test_async_lease_ends_on_aclose() -> None:
 def test_body_found_by_the_collector_is_settled_later(kind: Any) -> None:
     """The finalizer itself takes no lock: it may run inside the very section that the lock guards."""
     _, lease = leased()
-    unread: deque[Any] = deque()
+    engine = Engine()
     inner = Inner()
-    body = kind(inner, lease, blames, unread)
+    body = kind(inner, lease, blames, engine)
     subchannel = lease.subchannel
     with subchannel.lock:  # a finalizer that took it would hang here
         del body
         gc.collect()
     settle_abandoned()
     assert subchannel.inflight == 0
-    assert list(unread) == [inner]
+    assert list(engine.unread) == [inner]
 
 
 def test_request_body_knows_that_it_started() -> None:
@@ -132,3 +143,26 @@ def test_request_body_knows_that_it_started() -> None:
     again = RequestBody([b"x"], replayable=True)
     assert list(again) == list(again) == [b"x"]
     assert again.can_begin
+
+
+def test_interrupted_close_is_reclaimed() -> None:
+    """Cancelled while the body is being closed: the lease ends, and the engine is told to give the connection up."""
+    _, lease = leased()
+    engine = Engine()
+
+    class Slow(Inner):
+        async def aclose(self) -> None:
+            await asyncio.sleep(3600)
+
+    inner = Slow()
+
+    async def close() -> None:
+        task = asyncio.create_task(AsyncLeasedBody(inner, lease, blames, engine).aclose())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(close())
+    assert engine.reclaimed == [inner]
+    assert lease.subchannel.inflight == 0
