@@ -433,7 +433,9 @@ def test_stale_connection_is_replaced_for_get_only(stale: Stale) -> None:
         for _ in range(3):
             assert client.get(URL).text == "ok"
         assert stale.requests[b"GET"] == 5
-        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):  # FIN or RST: the body may be unread
+        with pytest.raises(
+            (httpx.RemoteProtocolError, httpx.ReadError)
+        ):  # FIN or RST: the body may be unread
             client.post(URL, content=b"order")
         assert stale.requests[b"POST"] == 1
     (subchannel,) = handle.subchannels.values()

@@ -123,7 +123,9 @@ class AsyncLeasedBody(_LeasedBody):
     async def aclose(self) -> None:
         try:
             await self._inner.aclose()
-        except BaseException:  # a task cancelled here would leave httpcore's pool with a request that never ends
+        except (
+            BaseException
+        ):  # a task cancelled here would leave httpcore's pool with a request that never ends
             self._owner.reclaim(self._inner)
             raise
         finally:

@@ -7,7 +7,6 @@ modules held here and never imports them itself, so that both are served by one 
 from __future__ import annotations
 
 import importlib
-import sys
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,7 +119,8 @@ def _differences(httpx: Any, core: Any) -> str:
         missing = [name for name in _POOL_STATE if not hasattr(pool, name)]
         if missing:
             return f"{kind.__name__}.{missing[0]} is missing"
-        body = sys.modules[kind.__module__].PoolByteStream(stream=(), pool_request=None, pool=pool)
+        home = kind.__init__.__globals__  # its class says `__module__ = "httpcore"`, whatever file it is from
+        body = home["PoolByteStream"](stream=(), pool_request=None, pool=pool)
         if not (hasattr(body, "_pool") and hasattr(body, "_pool_request")):
             return f"{kind.__name__}'s response bodies have another inside"
         if not _closes_idle(pool):
