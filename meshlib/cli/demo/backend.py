@@ -41,12 +41,16 @@ class Backend:
         rpc.add_generic_rpc_handlers((_Handler(self),))
         rpc_port = rpc.add_insecure_port("127.0.0.1:0")
         await rpc.start()
-        print(json.dumps({"http": http.sockets[0].getsockname()[1], "grpc": rpc_port}), flush=True)
-        orderly = await self._obey()
+        ports = {"http": http.sockets[0].getsockname()[1], "grpc": rpc_port}
+        try:
+            print(json.dumps(ports), flush=True)
+            orderly = await self._obey()
+        except BrokenPipeError:
+            orderly = False  # the parent was gone before it could read them
         self._stopping.set()
         http.close()
-        if orderly:
-            await asyncio.gather(rpc.stop(grace=LINGER), *self._connections, return_exceptions=True)
+        finishing = self._connections if orderly else ()
+        await asyncio.gather(rpc.stop(LINGER if orderly else None), *finishing, return_exceptions=True)
 
     async def _obey(self) -> bool:
         """Follow orders until ``stop`` (True) or the end of the input (False)."""
@@ -118,3 +122,4 @@ class _Handler(grpc.GenericRpcHandler):
 
 if __name__ == "__main__":
     asyncio.run(Backend(sys.argv[1]).run())
+    sys.stdout = None  # it may be a pipe that nobody reads any more; flushing it at exit would complain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from meshlib.runtime.mesh import Mesh
 TICK = 0.125
 #: Shares and latencies on the screen are those of this time, seconds: long enough to be calm, short enough to move.
 WINDOW = 2.0
+#: What shells say of a program that SIGTERM ended: 128 and the signal's number.
+TERMINATED = 128 + signal.SIGTERM
 
 
 @click.command("demo", epilog="Exit codes: 0 no request failed; 1 some did.")
@@ -50,6 +53,7 @@ def command(seconds: float, plain: bool, as_json: bool) -> None:
     """
     screen: Screen = PlainScreen() if plain or as_json or not sys.stdout.isatty() else LiveScreen(seconds)
     board = Board()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that the servers are ended here, too
     with Fleet() as fleet:
         if not as_json:
             click.echo("starting five servers ...")

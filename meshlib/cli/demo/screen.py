@@ -56,9 +56,12 @@ class PlainScreen:
             return
         self._next = now + PLAIN_EVERY
         parts = [
-            f"{line.backend} {line.share:4.0%} p50 {line.p50 * 1000:.0f} ms" for line in lines if line.count
+            f"{line.backend} {line.share:4.0%} p50 {line.p50 * 1000:.0f} p99 {line.p99 * 1000:.0f} ms"
+            for line in lines
+            if line.count
         ]
-        click.echo(f"{now:5.1f} s  " + "  |  ".join(parts))
+        if parts:
+            click.echo(f"{now:5.1f} s  " + "  |  ".join(parts))
 
 
 class LiveScreen:
