@@ -108,3 +108,13 @@ def test_namespaces_are_apart() -> None:
     store.apply(EndpointSlice(namespace="eu", name="a", service=other, family=4))
     assert store.delete("shop", "a") == {ORDERS}
     assert len(store.slices_of(other)) == 1
+
+
+def test_two_objects_that_give_one_slice_name() -> None:
+    """Should two objects ever give slices of one name, removing the older leaves the newer one's in place."""
+    store = SliceStore()
+    store.apply_object("shop", "x", (make("a"),))
+    newer = make("a", address="10.0.0.2")
+    store.apply_object("shop", "y", (newer,))
+    store.delete("shop", "x")
+    assert store.slices_of(ORDERS) == (newer,)
