@@ -46,6 +46,17 @@ TARGET: Mapping[str, Check] = {
     "hash_key": checks.hash_key,
     "authority": checks.host,
 }
+#: ``[discovery.k8s]``; the other resolvers check their tables themselves, plugins' included, when they are built.
+KUBERNETES: Mapping[str, Check] = {
+    "api_server": checks.text,
+    "service_account_dir": checks.text,
+    "in_cluster": checks.boolean,
+    "kubeconfig": checks.text,
+    "context": checks.text,
+    "allow_kubeconfig": checks.boolean,
+    "insecure_skip_tls_verify": checks.boolean,
+    "environ": checks.table,  # instead of os.environ, for tests
+}
 TABLES = ("aliases", "address", "discovery", "target")
 
 
@@ -77,12 +88,15 @@ def flatten(raw: Mapping[str, Any], place: Callable[[KeyPath], str]) -> Entries:
                 checks.known(place(path), name, ADDRESS)
                 take(path, ADDRESS[name], item)
             else:
+                allowed: Mapping[str, Check] | None
                 if key == "target":
                     checks.target(place(path), name)
+                    allowed = TARGET
                 else:
                     checks.word(place(path), name)
+                    allowed = KUBERNETES if name == "k8s" else None
                 for setting, inner in checks.table(place(path), item).items():
-                    if key == "target":
-                        checks.known(place((*path, setting)), setting, TARGET)
-                    take((*path, setting), TARGET[setting] if key == "target" else checks.as_is, inner)
+                    if allowed is not None:
+                        checks.known(place((*path, setting)), setting, allowed)
+                    take((*path, setting), allowed[setting] if allowed else checks.as_is, inner)
     return entries

@@ -63,7 +63,9 @@ def test_annotation_applies_where_nothing_is_said_locally() -> None:
     """A Service may choose a built-in picker with its settings, and the hash key."""
     found = config().for_target(
         TARGET,
-        annotated(picker="least_request", picker_settings='{"slow_start_window": 5}', hash_key="header:x-user"),
+        annotated(
+            picker="least_request", picker_settings='{"slow_start_window": 5}', hash_key="header:x-user"
+        ),
         service="shop/orders",
     )
     assert (found.picker, dict(found.settings), found.hash_key) == (

@@ -209,6 +209,12 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"address": {"allow": "10.0.0.0/8"}}, "code: address.allow", "needs a list of networks"),
     ({"address": {"allow_loopback": 1}}, "code: address.allow_loopback", "needs true or false"),
     ({"discovery": {"k8s": 1}}, "code: discovery.k8s", "needs a table"),
+    (
+        {"discovery": {"k8s": {"kubeconifg": "x"}}},
+        "code: discovery.k8s.kubeconifg",
+        "did you mean 'kubeconfig'",
+    ),
+    ({"discovery": {"k8s": {"in_cluster": "yes"}}}, "code: discovery.k8s.in_cluster", "needs true or false"),
     ({"target": {"nonsense": {}}}, "code: target.nonsense", "invalid target"),
     ({"target": {"dns:///a:1": {"piker": "x"}}}, 'code: target."dns:///a:1".piker', "did you mean 'picker'"),
     (
