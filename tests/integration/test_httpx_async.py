@@ -136,7 +136,7 @@ def test_errors_are_httpx_types(backends: Backends) -> None:
 
 
 def test_cancellation_at_every_step_leaves_nothing(backends: Backends) -> None:
-    """Cancelled after 0, 1, 2, ... turns of the loop: no count, no request of the pool and no connection is left behind."""
+    """Cancelled after 0, 1, 2, ... turns of the loop: no count, no pool slot and no connection is left behind."""
     (server,) = backends.http(1)
     handle = handle_for([server])
 

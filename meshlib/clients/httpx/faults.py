@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ssl
 from enum import Enum
 from typing import Any
 
@@ -76,8 +77,11 @@ def local_errno(error: BaseException) -> int | None:
     for _ in range(_DEPTH):
         found: list[BaseException] = []
         for one in pending:
-            if isinstance(one, OSError) and (one.errno in _EXHAUSTED or one.errno in _UNROUTABLE):
-                return one.errno
+            if isinstance(one, OSError) and not isinstance(
+                one, ssl.SSLError
+            ):  # those number OpenSSL's errors
+                if one.errno in _EXHAUSTED or one.errno in _UNROUTABLE:
+                    return one.errno
             if isinstance(one, BaseExceptionGroup):
                 found.extend(one.exceptions)
             found.extend(link for link in (one.__cause__, one.__context__) if link is not None)

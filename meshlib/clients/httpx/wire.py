@@ -142,7 +142,7 @@ def _surplus(pool: Any, keep: int | None = None) -> list[Any]:
 
 
 def _give_up(body: Any) -> Any:
-    """Have the pool forget the request of a body whose close was interrupted; returns the pool, None if it had ended."""
+    """Have the pool forget the request of a body whose close was interrupted. None: it had ended already."""
     pool, request = body._pool, body._pool_request
     with pool._optional_thread_lock:
         if request not in pool._requests:

@@ -229,7 +229,7 @@ def test_reset_is_not_repeated_for_post_or_new_connections(handle: FakeHandle, c
 
 
 def test_connect_timeout_is_a_budget_over_endpoints(handle: FakeHandle, clock: Clock) -> None:
-    """Silent endpoints share the caller's connect timeout, none gets less than the least slice, and it is not exceeded."""
+    """Silent endpoints share the caller's connect timeout; none gets less than the least slice."""
     run = Run(handle, clock, connect_timeout=4.0)
 
     def silent(step: Any) -> Any:

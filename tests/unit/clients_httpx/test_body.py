@@ -65,7 +65,7 @@ def leased() -> tuple[FakeHandle, Lease]:
 @pytest.mark.parametrize("how", ["exhausted", "closed", "both", "closed early"])
 def test_lease_ends_once(how: str) -> None:
     """Exhaustion and close in any order: one end."""
-    handle, lease = leased()
+    _, lease = leased()
     body = LeasedBody(Inner(), lease, blames, Engine())
     if how in ("exhausted", "both"):
         assert list(body) == [b"one", b"two"]

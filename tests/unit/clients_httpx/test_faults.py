@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import ssl
 
 import httpcore
 import pytest
@@ -65,6 +66,13 @@ def test_errno_decides_whose_fault_a_connect_error_is(code: int, fault: Fault) -
     by_context.__context__ = inner
     for error in (by_cause, by_argument, by_context):
         assert fault_of(error, httpcore) is fault
+
+
+def test_failed_tls_handshake_is_the_endpoints_fault() -> None:
+    """OpenSSL's error numbers are no errnos: 1 is a failed verification there, and EPERM elsewhere."""
+    error = httpcore.ConnectError("certificate verify failed")
+    error.__cause__ = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    assert fault_of(error, httpcore) is Fault.UNREACHED
 
 
 def test_cycle_of_causes_ends() -> None:
