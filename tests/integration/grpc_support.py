@@ -30,6 +30,11 @@ class Shop:
         """Publish the endpoints (backends, or ``ip:port``)."""
         self.resolver.endpoints(SERVICE, [getattr(b, "address", b) for b in backends], **fields)
 
+    def known(self) -> None:
+        """Wait until the set is known, so that the next call does not have to."""
+        handle = self.mesh.target(TARGET)
+        eventually(lambda: handle.state.settled)
+
     def channel(self, **options: Any) -> Any:
         channel = meshlib.grpc.insecure_channel(TARGET, mesh=self.mesh, **options)
         self._channels.append(channel)

@@ -113,9 +113,9 @@ class AioAttempts:
 
     async def _wait(self, pause: float = 0.0) -> Lease:
         while True:
-            if pause:
-                await self._handle.wait_for_change_async(pause)
             try:
+                if pause:
+                    await self._handle.wait_for_change_async(pause)
                 return await self._handle.acquire_async(self.attempts.remaining(), self.attempts.hash_key)
             except MeshError as error:
                 verdict = self.attempts.verdict(error)

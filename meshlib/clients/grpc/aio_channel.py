@@ -134,7 +134,7 @@ class AioMeshChannel(grpc.aio.Channel):
 
     def _pool(self) -> LoopPool:
         """The running loop's channels."""
-        loop = asyncio.get_running_loop()
+        loop = _loop()
         pool = self._pools.get(loop)
         if pool is None:
             with self._lock:
@@ -142,7 +142,7 @@ class AioMeshChannel(grpc.aio.Channel):
                     raise grpc.aio.UsageError("Channel is closed.")
                 for other in [known for known in self._pools if known.is_closed()]:
                     self._pools.pop(other).abandon()
-                pool = self._pools[loop] = LoopPool(self._connect)
+                pool = self._pools[loop] = LoopPool(loop, self._connect)
         return pool
 
     def _drop(self, subchannel: Subchannel) -> None:
@@ -234,6 +234,14 @@ _NAMES: dict[type[AioMultiCallable], str] = {
     StreamUnary: "stream_unary",
     StreamStream: "stream_stream",
 }
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """The running loop, or the one that ``run_until_complete(stub.Method(request))`` is about to run."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.get_event_loop()
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:

@@ -38,8 +38,8 @@ def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
 class LoopPool:
     """Transports by Subchannel, and each method's callable on them. Used on its loop only."""
 
-    def __init__(self, connect: Callable[[str], grpc.aio.Channel]) -> None:
-        self.loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop, connect: Callable[[str], grpc.aio.Channel]) -> None:
+        self.loop = loop
         self.closed = False
         self._connect = connect
         self._transports: dict[Subchannel, Transport] = {}

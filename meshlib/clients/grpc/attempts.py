@@ -56,7 +56,7 @@ class Attempts:
         self._tried.add(subchannel)
         try:
             lease = self._handle.try_acquire(self.hash_key, exclude=self._tried)
-        except ResolveError:
+        except MeshError:
             lease = None  # the set changed under us; the caller still has the connection's own error to show
         if lease is None and not self._service_tried:
             self._service_tried = True

@@ -78,6 +78,9 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
         if lease is None:
             self._wait(0.0)
             return
+        if self._owner.closed.is_set():
+            lease.done()
+            raise ValueError("Cannot invoke RPC: Channel closed!")  # the words of calls that do not block
         attempt = self._launch(lease, timeout)
         self._attempt = attempt
         self._watch(attempt)
@@ -177,7 +180,7 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
         except ValueError as error:
             raise MeshRpcError(grpc.StatusCode.CANCELLED, CLOSED_DETAILS, error) from error
         except grpc.RpcError as error:
-            raise MeshRpcError(grpc.StatusCode.INTERNAL, str(error), error) from error
+            raise MeshRpcError(error.code(), error.details() or str(error), error) from error
 
     def _wait(self, pause: float) -> None:
         """Get a lease in a helper thread. It holds only weak references: an abandoned call stops waiting."""

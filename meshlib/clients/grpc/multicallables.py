@@ -15,7 +15,7 @@ from meshlib.clients.grpc.requests import RequestSource
 from meshlib.clients.grpc.status import DEADLINE_DETAILS, MeshRpcError, is_local, is_refusal
 from meshlib.clients.grpc.transport import Completion
 from meshlib.clients.grpc.waiting import wait_for_lease
-from meshlib.errors import ResolveError
+from meshlib.errors import MeshError
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.lease import Lease
@@ -90,7 +90,7 @@ class MultiCallable:
         """A lease if one can be had at once. None: the slow way, which waits or says why not."""
         try:
             return self.handle.try_acquire(self._key(metadata) if self._key is not None else None)
-        except ResolveError:
+        except MeshError:
             return None
 
     def _blocking(

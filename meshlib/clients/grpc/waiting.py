@@ -30,11 +30,13 @@ def wait_for_lease(
     ``alive`` False: nobody wants the call any more.
     """
     while True:
-        if closed.wait(pause) if pause else closed.is_set():
-            return MeshRpcError(grpc.StatusCode.CANCELLED, CLOSED_DETAILS)
-        if not alive():
-            return MeshRpcError(grpc.StatusCode.CANCELLED, CANCEL_DETAILS)
         try:
+            if pause:
+                handle.wait_for_change(pause)
+            if closed.is_set():
+                return MeshRpcError(grpc.StatusCode.CANCELLED, CLOSED_DETAILS)
+            if not alive():
+                return MeshRpcError(grpc.StatusCode.CANCELLED, CANCEL_DETAILS)
             return handle.acquire(attempts.remaining(), attempts.hash_key)
         except MeshError as error:
             verdict = attempts.verdict(error)
