@@ -29,7 +29,7 @@ class LeastRequest(TwoChoicesPicker):
         return chosen
 
     def _better(self, one: int, than: int, now: float) -> bool:
-        return self._load(one) < self._load(than)
+        return self._load(one, now) < self._load(than, now)
 
 
 class LeastRequestBuilder:

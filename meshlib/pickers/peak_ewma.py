@@ -70,8 +70,8 @@ class PeakEwma(TwoChoicesPicker):
     def _better(self, one: int, than: int, now: float) -> bool:
         latency, its = self._latencies(self._members[one], self._members[than], now)
         if latency < its * ALIKE and its < latency * ALIKE:
-            return self._load(one) < self._load(than)
-        return latency * self._load(one) < its * self._load(than)
+            return self._load(one, now) < self._load(than, now)
+        return latency * self._load(one, now) < its * self._load(than, now)
 
     def _latencies(self, one: Subchannel, other: Subchannel, now: float) -> tuple[float, float]:
         """The two estimates as they are now. Without samples: the peers' median; equal when both have none."""

@@ -14,8 +14,8 @@ FLOOR = 0.1
 
 
 def ramp(now: float, joined_at: float, window: float) -> float:
-    """The factor in [FLOOR, 1] at ``now``, in a straight line (Envoy's slow start with aggression 1.0)."""
+    """The factor in [FLOOR, 1] at ``now``: a straight line (Envoy's slow start, aggression 1.0); without window 1."""
     age = now - joined_at
-    if age >= window:
+    if window <= 0.0 or age >= window:
         return 1.0
     return max(FLOOR, age / window)

@@ -54,9 +54,12 @@ class Rendezvous:
         return winner
 
     def walk(self, hashed: int, /) -> Iterator[Subchannel]:
+        owner = self.owner(hashed)
+        yield owner
         bids = self._bids(hashed)
         for index in sorted(range(len(bids)), key=bids.__getitem__, reverse=True):
-            yield self._members[index]
+            if self._members[index] is not owner:
+                yield self._members[index]
 
     def _bids(self, hashed: int) -> list[float]:
         draws = list(map(xxh64_intdigest, repeat(hashed.to_bytes(8, "big")), self._seeds))

@@ -88,11 +88,7 @@ class TwoChoicesPicker:
             member = members[i]
             if member in exclude:
                 continue
-            if (
-                window > 0
-                and now - member.joined_at < window
-                and random() >= ramp(now, member.joined_at, window)
-            ):
+            if now - member.joined_at < window and random() >= ramp(now, member.joined_at, window):
                 ramping = i
                 continue
             return i
@@ -105,10 +101,15 @@ class TwoChoicesPicker:
         """Whether member ``one`` is strictly better than member ``than``: the subclass's idea of it."""
         raise NotImplementedError
 
-    def _load(self, index: int) -> float:
-        """Requests in flight, the coming one included, seen against the member's weight."""
-        inflight = self._members[index].inflight
-        return inflight + 1 if self._lighter is None else inflight * self._lighter[index] + 1.0
+    def _load(self, index: int, now: float) -> float:
+        """Requests in flight, the coming one included, seen against the member's weight and ramp."""
+        member = self._members[index]
+        load = float(member.inflight)
+        if self._lighter is not None:
+            load *= self._lighter[index]
+        if now - member.joined_at < self._window:
+            load /= ramp(now, member.joined_at, self._window)
+        return load + 1.0
 
 
 def parse_window(settings: Mapping[str, object], where: str) -> float:

@@ -1,15 +1,15 @@
-"""weighted_round_robin: turns in proportion to weights, evenly spread (smooth), from a schedule made in
-advance.
+"""weighted_round_robin: turns in proportion to weights, evenly spread (smooth), by a schedule made in advance.
 
-The schedule holds one period: each endpoint appears ``weight`` times (after dividing all by their greatest
-common divisor), the k-th time at ``(k + 1/2) / weight`` of the period, which is earliest-deadline-first with
-the deadlines known beforehand. Picking is then the same lock-free rotation as round_robin, whatever the number
-of endpoints.
+The schedule holds one period: each endpoint appears ``weight`` times (after dividing all by their greatest common
+divisor), the k-th time at ``(k + phase) / weight`` of the period, which is earliest-deadline-first with the deadlines
+known beforehand. Endpoints of the same weight have evenly spread phases, so that together they are as regular as one.
+Picking is then the same lock-free rotation as round_robin, whatever the number of endpoints.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ from meshlib.pickers.settings import no_settings
 from meshlib.pickers.subchannel import Subchannel
 
 #: The longest period, in turns: 512 KiB of references and some 20 ms to build. Weights whose sum is larger are
-#: scaled down to it, which moves no share by more than 1/65536 of the traffic per endpoint.
+#: scaled down to it: each is rounded to a 65,536th of the traffic, and never to nothing.
 MAX_PERIOD = 65_536
 
 
@@ -33,7 +33,13 @@ def schedule(weights: Sequence[int]) -> list[int]:
         turns = [max(1, round(turn * MAX_PERIOD / total)) for turn in turns]
     if max(turns, default=0) <= 1:
         return list(range(len(turns)))
-    deadlines = [((k + 0.5) / turn, i) for i, turn in enumerate(turns) for k in range(turn)]
+    alike = Counter(turns)
+    met: Counter[int] = Counter()
+    deadlines = []
+    for i, turn in enumerate(turns):
+        phase = (met[turn] + 0.5) / alike[turn]
+        met[turn] += 1
+        deadlines += [((k + phase) / turn, i) for k in range(turn)]
     deadlines.sort()
     return [i for _, i in deadlines]
 
