@@ -17,6 +17,7 @@ from meshlib.clients.httpx.body import settle_abandoned
 from meshlib.clients.httpx.pool import AsyncMeshPool
 from meshlib.errors import NoEndpoints
 from meshlib.runtime.mesh import Mesh
+from meshlib.runtime.process import Generation
 from tests.components.backends import Backends, HttpBackend
 from tests.unit.clients_httpx.fakes import FakeHandle, async_transport
 
@@ -240,6 +241,28 @@ def test_loop_closed_without_aclose(backends: Backends) -> None:
     assert len(pool._engines) == 1
     asyncio.run(client.aclose())
     gc.collect()
+
+
+def test_inherited_connections_are_left_alone(backends: Backends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a new process generation: new connections, and the inherited ones are neither used nor closed."""
+    (server,) = backends.http(1)
+    handle = handle_for([server])
+    transport = async_transport(handle)
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=transport) as client:
+            await client.get(URL)
+            (inherited,) = transport._pool._engines.values()  # type: ignore[attr-defined]
+            monkeypatch.setattr(Generation, "current", Generation.current + 1)
+            await client.get(URL)
+            assert (server.accepted, server.connections) == (2, 2)
+            handle.replace([])
+            assert await eventually(lambda: server.connections == 1)
+        assert inherited.pool_count() == 1
+        assert server.connections == 1
+        await inherited.close()
+
+    asyncio.run(main())
 
 
 def test_dropped_response_is_settled(backends: Backends) -> None:

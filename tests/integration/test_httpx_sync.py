@@ -20,6 +20,7 @@ from meshlib.clients.httpx.pool import HASH_KEY_EXTENSION, MeshPool
 from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
 from meshlib.pickers.hash_key import parse_hash_key
 from meshlib.runtime.mesh import Mesh
+from meshlib.runtime.process import Generation
 from tests.components.backends import Backends, HttpBackend
 from tests.unit.clients_httpx.fakes import FakeHandle, sync_transport
 
@@ -324,6 +325,24 @@ def test_client_dropped_without_close(backends: Backends) -> None:
     gc.collect()
     assert eventually(lambda: server.connections == 0)
     handle.replace([])
+
+
+def test_inherited_connections_are_left_alone(backends: Backends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a new process generation: new connections, and the inherited ones are neither used, swept nor closed."""
+    (server,) = backends.http(1)
+    handle = handle_for([server])
+    transport = sync_transport(handle)
+    with httpx.Client(transport=transport) as client:
+        client.get(URL)
+        inherited: Any = transport._pool._engine  # type: ignore[attr-defined]
+        monkeypatch.setattr(Generation, "current", Generation.current + 1)
+        client.get(URL)
+        assert (server.accepted, server.connections) == (2, 2)
+        handle.replace([])
+        assert eventually(lambda: server.connections == 1)
+    assert inherited.pool_count() == 1
+    assert server.connections == 1
+    inherited.close()
 
 
 def test_hash_key_places(backends: Backends) -> None:

@@ -41,6 +41,7 @@ _UNROUTABLE = frozenset(
         errno.EPERM,
     }
 )
+_LOCAL = _EXHAUSTED | _UNROUTABLE
 #: How deep chains of causes are followed: httpcore, anyio and asyncio add at most one link each, twice that is ample.
 _DEPTH = 8
 
@@ -77,11 +78,9 @@ def local_errno(error: BaseException) -> int | None:
     for _ in range(_DEPTH):
         found: list[BaseException] = []
         for one in pending:
-            if isinstance(one, OSError) and not isinstance(
-                one, ssl.SSLError
-            ):  # those number OpenSSL's errors
-                if one.errno in _EXHAUSTED or one.errno in _UNROUTABLE:
-                    return one.errno
+            # an SSLError is an OSError whose errno is OpenSSL's number for it
+            if isinstance(one, OSError) and not isinstance(one, ssl.SSLError) and one.errno in _LOCAL:
+                return one.errno
             if isinstance(one, BaseExceptionGroup):
                 found.extend(one.exceptions)
             found.extend(link for link in (one.__cause__, one.__context__) if link is not None)
