@@ -48,18 +48,17 @@ class Asker:
     async def __call__(self, question: Question, avoid: str = "") -> Answer:
         """The answer to one question; never raises for what the network or a server does."""
         answer = await self._ask(question, avoid)
-        ttl, asked = answer.ttl, {question.name}
-        while (
-            answer.kind is Kind.NODATA
-            and answer.ttl is None
-            and answer.canonical not in asked
-            and len(asked) <= MAX_CHASE
-        ):
+        asked, current = {question.name}, question
+        while answer.kind is Kind.NODATA and answer.ttl is None and answer.canonical != current.name:
             # A CNAME whose end the server left out: ask for the end.
+            if answer.canonical in asked or len(asked) > MAX_CHASE:
+                return _unknown(answer.server, "GARBAGE", f"the CNAMEs of {question.name} lead nowhere")
             asked.add(answer.canonical)
-            answer = await self._ask(replace(question, name=answer.canonical), avoid)
-            if ttl is not None and answer.ttl is not None:
-                answer = replace(answer, ttl=min(ttl, answer.ttl))
+            current = replace(question, name=answer.canonical)
+            # The chain's own TTL is short-lived knowledge: a link's TTL bounds the whole (R4).
+            link_ttl, answer = answer.chain_ttl, await self._ask(current, avoid)
+            if link_ttl is not None and answer.ttl is not None:
+                answer = replace(answer, ttl=min(link_ttl, answer.ttl))
         return answer
 
     async def _ask(self, question: Question, avoid: str) -> Answer:

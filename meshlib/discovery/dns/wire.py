@@ -114,7 +114,7 @@ def _negative(message: dns.message.Message, base: Answer, owner: dns.name.Name, 
         kind = Kind.NODATA
     if soa_ttl is not None and ttl is not None:
         soa_ttl = min(soa_ttl, ttl)
-    return replace(base, kind=kind, ttl=soa_ttl)
+    return replace(base, kind=kind, ttl=soa_ttl, chain_ttl=ttl)
 
 
 def _glue(

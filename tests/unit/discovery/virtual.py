@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from meshlib.discovery.base import ResolverContext, Subscription
 from meshlib.discovery.dns.records import Answer, Kind, Question, RecordType, SrvRecord
-from meshlib.model.endpoint import EndpointSet
 from meshlib.model.eligibility import eligible
+from meshlib.model.endpoint import EndpointSet
 from meshlib.model.events import Event
 from meshlib.model.service import resolve_port
 from meshlib.model.update import DoesNotExist, Failure, Snapshot, Update

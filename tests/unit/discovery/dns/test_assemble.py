@@ -10,9 +10,8 @@ from meshlib.discovery.dns.assemble import (
     snapshot,
     srv_entries,
 )
-from meshlib.discovery.dns.records import SrvRecord
+from meshlib.discovery.dns.records import Kind, SrvRecord
 from meshlib.discovery.dns.table import screen
-from meshlib.discovery.dns.records import Kind
 from meshlib.model.address import AddressPolicy
 from meshlib.model.service import ServiceType
 from tests.unit.discovery.virtual import a, eligible_of, srv
@@ -89,7 +88,9 @@ def test_a_target_shares_its_weight_among_its_addresses() -> None:
 def test_same_address_in_two_tiers_stays_in_the_better() -> None:
     """An endpoint exists once: in the lowest priority that names it; within a tier shares add up."""
     records = [SrvRecord(20, 9, 80, "a"), SrvRecord(10, 1, 80, "b"), SrvRecord(10, 2, 80, "c")]
-    assert weights(records, {"a": ("10.0.0.1",), "b": ("10.0.0.1",), "c": ("10.0.0.1",)}) == {"10.0.0.1": (10, 3)}
+    assert weights(records, {"a": ("10.0.0.1",), "b": ("10.0.0.1",), "c": ("10.0.0.1",)}) == {
+        "10.0.0.1": (10, 3)
+    }
 
 
 def test_targets_without_address_and_dot_give_nothing() -> None:

@@ -35,7 +35,10 @@ def test_pod_resolv_conf() -> None:
     "text,expected",
     [
         ("", ResolvConf()),
-        ("nameserver 1.1.1.1\nnameserver 1.1.1.2\nnameserver ::1\nnameserver 1.1.1.4", ("1.1.1.1", "1.1.1.2", "::1")),
+        (
+            "nameserver 1.1.1.1\nnameserver 1.1.1.2\nnameserver ::1\nnameserver 1.1.1.4",
+            ("1.1.1.1", "1.1.1.2", "::1"),
+        ),
         ("nameserver evil.com\nnameserver 999.1.1.1\nnameserver 9.9.9.9", ("9.9.9.9",)),
         ("#nameserver 1.1.1.1\n;nameserver 1.1.1.2\nnameserver", ("127.0.0.1",)),
         ("NAMESERVER 1.1.1.1\x00\n\ufeff", ("127.0.0.1",)),
@@ -67,7 +70,10 @@ def test_last_of_domain_and_search_wins() -> None:
 @pytest.mark.parametrize(
     "name,expected",
     [
-        ("orders", ["orders.shop.svc.cluster.local", "orders.svc.cluster.local", "orders.cluster.local", "orders"]),
+        (
+            "orders",
+            ["orders.shop.svc.cluster.local", "orders.svc.cluster.local", "orders.cluster.local", "orders"],
+        ),
         ("orders.", ["orders"]),
         (
             "Orders.Shop",

@@ -27,7 +27,9 @@ from tests.unit.discovery.virtual import (
     unusable,
 )
 
-POD = "search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
+POD = (
+    "search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
+)
 FQDN = "orders.shop.svc.cluster.local"
 
 
@@ -38,7 +40,9 @@ class Stage:
         self.resolv_conf, self.hosts = folder / "resolv.conf", folder / "hosts"
         self.resolv_conf.write_text(POD)
         self.hosts.write_text("127.0.0.1 localhost\n")
-        self.world = World({"resolv_conf": str(self.resolv_conf), "hosts": str(self.hosts), "families": [4, 6], **settings})
+        self.world = World(
+            {"resolv_conf": str(self.resolv_conf), "hosts": str(self.hosts), "families": [4, 6], **settings}
+        )
         self.dns = ScriptedDns()
         self.resolver: DnsResolver
 
@@ -159,7 +163,11 @@ def test_faults_keep_the_last_good_set(play: Callable[..., World], rcode: str) -
         assert len(stage.dns.times("db.test")) - asked <= 3300 / 30 + 1
         assert watch.describe()["too_old"] is True
         assert watch.describe()["age"] > 3590
-        failed = [e for e in stage.world.of(SourceFailed) if "db.test A" in e.source and not e.source.endswith("AAAA")]
+        failed = [
+            e
+            for e in stage.world.of(SourceFailed)
+            if "db.test A" in e.source and not e.source.endswith("AAAA")
+        ]
         assert len(failed) == 2, "once when it began, once when it got too old"
         assert all(event.stale for event in failed)
         stage.dns.set("db.test", A=a("10.0.0.1", ttl=5), AAAA=None)
@@ -175,7 +183,9 @@ def test_first_answer_unusable(play: Callable[..., World]) -> None:
     """Nothing known and SERVFAIL: a Failure at once, hopeless only when every server refused; a set when it recovers."""
 
     async def body(stage: Stage) -> None:
-        stage.dns.set("db.test", A=unusable("REFUSED", hopeless=True), AAAA=unusable("REFUSED", hopeless=True))
+        stage.dns.set(
+            "db.test", A=unusable("REFUSED", hopeless=True), AAAA=unusable("REFUSED", hopeless=True)
+        )
         stage.watch("dns:///db.test.:80")
         await asyncio.sleep(0.5)
         assert isinstance(stage.world.last, Failure)
@@ -200,7 +210,9 @@ def test_one_family_failing_does_not_hide_the_other(play: Callable[..., World]) 
         assert stage.world.addresses() == ["10.0.0.1:80"]
         await asyncio.sleep(60)
         assert stage.world.addresses() == ["10.0.0.1:80"]
-        assert isinstance(stage.world.last, Snapshot), "a family that never worked is no reason to call the set stale"
+        assert isinstance(stage.world.last, Snapshot), (
+            "a family that never worked is no reason to call the set stale"
+        )
 
     play(body)
 
@@ -394,7 +406,9 @@ def test_srv_with_glue_asks_nothing_else(play: Callable[..., World]) -> None:
 
     async def body(stage: Stage) -> None:
         glue = {"a.test": ("10.0.0.1",), "b.test": ("10.0.0.2",)}
-        stage.dns.set("_http._tcp.svc.test", SRV=srv((0, 3, 8080, "a.test"), (1, 1, 8081, "b.test"), glue=glue))
+        stage.dns.set(
+            "_http._tcp.svc.test", SRV=srv((0, 3, 8080, "a.test"), (1, 1, 8081, "b.test"), glue=glue)
+        )
         stage.watch("dns+srv:///_http._tcp.svc.test.")
         await asyncio.sleep(1)
         found = {(e.authority, e.weight, e.priority) for e in stage.world.eligible().endpoints}

@@ -38,13 +38,17 @@ def test_one_snapshot_with_weights_and_ports() -> None:
 def test_slices_have_one_family_each() -> None:
     """Mixed families become one slice per family and port, so a slice never lies about its family."""
     world = watch_once(Target.parse("static:///10.0.0.1:80,[fd00::1]:80,[fd00::2]:81"))
-    shape = {(s.family, s.ports[0].port, tuple(e.address for e in s.endpoints)) for s in world.snapshot.slices}
+    shape = {
+        (s.family, s.ports[0].port, tuple(e.address for e in s.endpoints)) for s in world.snapshot.slices
+    }
     assert shape == {(4, 80, ("10.0.0.1",)), (6, 80, ("fd00::1",)), (6, 81, ("fd00::2",))}
 
 
 def test_repeated_address_sums_its_weights() -> None:
     """A target built in code may repeat an address: it counts once, with both shares."""
-    target = Target(scheme="static", addresses=(StaticAddress("10.0.0.1", 80), StaticAddress("10.0.0.1", 80, 4)))
+    target = Target(
+        scheme="static", addresses=(StaticAddress("10.0.0.1", 80), StaticAddress("10.0.0.1", 80, 4))
+    )
     world = watch_once(target)
     assert [(e.address, e.weight) for e in world.eligible().endpoints] == [("10.0.0.1", 5)]
 
