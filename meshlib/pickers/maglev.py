@@ -47,7 +47,7 @@ class MaglevTable:
         return self._slots[hashed % self._size]
 
     def walk(self, hashed: int, /) -> Iterator[Subchannel]:
-        """Along the slots from the key's own (Envoy's walk); those too light to own a slot come last."""
+        """Along the slots from the key's own (Envoy's walk); those for whom the table is too small come last."""
         seen: set[Subchannel] = set()
         start = hashed % self._size
         for step in range(self._size):
