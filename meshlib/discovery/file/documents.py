@@ -91,21 +91,22 @@ def _json(text: str) -> Any:
 
 def _json_node(text: str) -> Any:
     """JSON is (nearly) YAML, so PyYAML can tell its lines; where it cannot, errors name line 1."""
+    loader = _Loader(text)
     try:
-        return yaml.compose(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError):
+        return next(_roots(loader), None)
+    except (yaml.YAMLError, DataError):
         return None
+    finally:
+        loader.dispose()
 
 
 def _yaml(text: str) -> list[Document]:
-    documents = []
+    documents: list[Document] = []
     try:
         loader = _Loader(text)
         try:
-            while loader.check_node():
-                node = loader.get_node()
-                builder = _Builder(loader)
-                value = builder.value(node)
+            for node in _roots(loader):
+                value = _Builder(loader).value(node)
                 if value is not None:
                     documents.append(Document(value, node.start_mark.line + 1, node))
         finally:
@@ -118,9 +119,69 @@ def _yaml(text: str) -> list[Document]:
         position = getattr(error, "position", None)
         line = text.count("\n", 0, position) + 1 if isinstance(position, int) else 1
         raise DataError(f"line {line}", f"not YAML: {getattr(error, 'reason', None) or error}") from None
-    except RecursionError:
-        raise DataError("line 1", f"nested deeper than {MAX_DEPTH} levels") from None
     return documents
+
+
+def _roots(loader: Any) -> Iterator[Any]:
+    """The root node of each document. PyYAML's own composer recurses, in C without any bound; this one does not."""
+    anchors: dict[str, Any] = {}
+    open_nodes: list[Any] = []
+    while True:
+        event = loader.get_event()
+        if event is None or isinstance(event, yaml.StreamEndEvent):
+            return
+        if isinstance(event, yaml.DocumentStartEvent):
+            anchors = {}
+            continue
+        if isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
+            node = open_nodes.pop()
+        elif isinstance(event, yaml.NodeEvent):
+            node = _node(loader, event, anchors)
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append(node)
+                if len(open_nodes) > MAX_DEPTH:
+                    raise _error(node, f"nested deeper than {MAX_DEPTH} levels")
+                continue
+        else:  # start of the stream, end of a document
+            continue
+        if not open_nodes:
+            yield node
+            continue
+        children = open_nodes[-1].value
+        if isinstance(open_nodes[-1], yaml.SequenceNode):
+            children.append(node)
+        elif children and len(children[-1]) == 1:
+            children[-1] = (children[-1][0], node)
+        else:
+            children.append((node,))
+
+
+def _node(loader: Any, event: Any, anchors: dict[str, Any]) -> Any:
+    if isinstance(event, yaml.AliasEvent):
+        if event.anchor not in anchors:
+            raise DataError(
+                f"line {event.start_mark.line + 1}", f"not YAML: unknown alias {event.anchor!r:.80}"
+            )
+        return anchors[event.anchor]
+    kind: Any = yaml.ScalarNode
+    value: Any = []
+    if isinstance(event, yaml.SequenceStartEvent):
+        kind = yaml.SequenceNode
+    elif isinstance(event, yaml.MappingStartEvent):
+        kind = yaml.MappingNode
+    else:
+        value = event.value
+    tag = event.tag
+    if tag is None or tag == "!":
+        tag = loader.resolve(kind, value if kind is yaml.ScalarNode else None, event.implicit)
+    node = kind(tag, value, event.start_mark, event.end_mark)
+    if event.anchor is not None:
+        anchors[event.anchor] = node
+    return node
+
+
+def _error(node: Any, reason: str) -> DataError:
+    return DataError(f"line {node.start_mark.line + 1}", reason)
 
 
 class _Builder:
@@ -133,7 +194,7 @@ class _Builder:
 
     def value(self, node: Any, depth: int = 0, aliased: bool = False) -> Any:
         if depth > MAX_DEPTH:
-            raise self._error(node, f"nested deeper than {MAX_DEPTH} levels (or an alias that holds itself)")
+            raise _error(node, f"nested deeper than {MAX_DEPTH} levels (or an alias that holds itself)")
         if isinstance(node, yaml.ScalarNode):
             self._count(node, aliased)
             return self._scalar(node)
@@ -152,9 +213,9 @@ class _Builder:
                     merged.setdefault(name, item)
                 continue
             if not isinstance(key, yaml.ScalarNode):
-                raise self._error(key, "a key must be text")
+                raise _error(key, "a key must be text")
             if key.value in found:
-                raise self._error(key, f"the key {key.value!r:.80} stands twice")
+                raise _error(key, f"the key {key.value!r:.80} stands twice")
             found[key.value] = self.value(value, depth + 1, aliased)
         return {**merged, **found}
 
@@ -163,13 +224,13 @@ class _Builder:
         for part in parts:
             value = self.value(part, depth + 1, aliased=True)
             if not isinstance(value, dict):
-                raise self._error(part, "<< wants a mapping")
+                raise _error(part, "<< wants a mapping")
             yield from value.items()
 
     def _count(self, node: Any, aliased: bool) -> None:
         self._aliased += aliased
         if self._aliased > MAX_ALIASED:
-            raise self._error(node, f"aliases expand to more than {MAX_ALIASED} nodes")
+            raise _error(node, f"aliases expand to more than {MAX_ALIASED} nodes")
 
     def _scalar(self, node: Any) -> Any:
         kind = node.tag.removeprefix(_TAG)
@@ -177,18 +238,14 @@ class _Builder:
             try:
                 return self._loader.construct_object(node)
             except (ValueError, KeyError, OverflowError):
-                raise self._error(node, f"{node.value!r:.80} is not a YAML {kind}") from None
+                raise _error(node, f"{node.value!r:.80} is not a YAML {kind}") from None
         if kind not in ("str", "timestamp", "value", "binary"):
-            raise self._error(node, f"the tag {node.tag!r:.80} has no meaning in a manifest")
+            raise _error(node, f"the tag {node.tag!r:.80} has no meaning in a manifest")
         return node.value
 
     def _known(self, node: Any, kind: str) -> None:
         if node.tag != _TAG + kind:
-            raise self._error(node, f"the tag {node.tag!r:.80} has no meaning in a manifest")
-
-    @staticmethod
-    def _error(node: Any, reason: str) -> DataError:
-        return DataError(f"line {node.start_mark.line + 1}", reason)
+            raise _error(node, f"the tag {node.tag!r:.80} has no meaning in a manifest")
 
 
 def _child(node: Any, name: str, index: int | None) -> Any:

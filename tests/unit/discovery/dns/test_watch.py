@@ -91,7 +91,7 @@ def test_live_changes_are_published_within_the_ttl(play: Callable[..., World]) -
 
 
 def test_scale_to_zero_and_back(play: Callable[..., World]) -> None:
-    """Headless, scaled to 0: NXDOMAIN twice, then an empty set (not DoesNotExist); pods come back within the negative TTL."""
+    """Headless, scaled to 0: NXDOMAIN twice, then an empty set (not DoesNotExist); pods come back soon."""
 
     async def body(stage: Stage) -> None:
         stage.dns.set(FQDN, A=a("10.0.0.1", ttl=5))
@@ -180,7 +180,7 @@ def test_faults_keep_the_last_good_set(play: Callable[..., World], rcode: str) -
 
 
 def test_first_answer_unusable(play: Callable[..., World]) -> None:
-    """Nothing known and SERVFAIL: a Failure at once, hopeless only when every server refused; a set when it recovers."""
+    """Nothing known and SERVFAIL: a Failure at once, hopeless as every server refused; then a set."""
 
     async def body(stage: Stage) -> None:
         stage.dns.set(
@@ -236,7 +236,7 @@ def test_unknown_family_forbids_an_authoritative_empty(play: Callable[..., World
 
 @pytest.mark.parametrize("ttl,most,least", [(0, 121, 100), (86400, 6, 3)])
 def test_ttl_zero_and_one_day(play: Callable[..., World], ttl: int, most: int, least: int) -> None:
-    """TTL 0 is asked once a second, a TTL of a day every 30 s in the cluster: never a flood, never a day of staleness."""
+    """TTL 0 is asked once a second, a TTL of a day every 30 s in the cluster: no flood, no day of staleness."""
 
     async def body(stage: Stage) -> None:
         stage.dns.set(FQDN, A=a("10.0.0.1", "10.0.0.2", ttl=ttl), AAAA=nodata(ttl))
