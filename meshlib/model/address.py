@@ -109,6 +109,24 @@ def _subnet(network: Network, of: Network) -> bool:
     return isinstance(of, IPv6Network) and network.subnet_of(of)
 
 
+_Blocks = tuple[tuple[int, int], ...]  # network number and mask
+
+
+def _blocks(networks: Iterable[Network], version: int) -> _Blocks:
+    return tuple((int(n.network_address), int(n.netmask)) for n in networks if n.version == version)
+
+
+def _held(number: int, blocks: _Blocks) -> bool:
+    return any(number & mask == network for network, mask in blocks)
+
+
+def _first_octets(network: Network) -> range:
+    """The first octets of the IPv4 addresses in a network; none for an IPv6 network."""
+    if isinstance(network, IPv6Network):
+        return range(0)
+    return range(int(network.network_address) >> 24, (int(network.broadcast_address) >> 24) + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class AddressPolicy:
     """Decides whether an address may be dialled or programmed. Immutable, so any thread may use it.
@@ -127,20 +145,21 @@ class AddressPolicy:
     allow_link_local: bool = False
     allow: tuple[Network, ...] = ()
     deny: tuple[Network, ...] = METADATA
-    # First octets of which every address passes: ordinary IPv4 pods are then checked in four set look-ups,
-    # because a first list holds ten thousand of them and ``ipaddress`` takes microseconds for each.
+    # What follows only makes the ordinary answer cheap: a first list holds ten thousand addresses, and network
+    # objects take microseconds for each question. First octets of which every address passes:
     _plain: frozenset[str] = field(init=False, repr=False, compare=False, default=frozenset())
+    # ... and per family the ranges that need a closer look, and those one of which must hold the address.
+    _suspect: dict[int, _Blocks] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _wanted: dict[int, _Blocks] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.allow:
-            return
-        taken = [network for network, _ in _SPECIAL_4]
-        taken += [network for network in self.deny if isinstance(network, IPv4Network)]
-        octets = (IPv4Network((n << 24, 8)) for n in range(256))
-        plain = frozenset(
-            str(n) for n, block in enumerate(octets) if not any(block.overlaps(network) for network in taken)
-        )
-        object.__setattr__(self, "_plain", plain)
+        special: list[Network] = [network for network, _ in _SPECIAL_4]
+        special += [network for network, _ in _SPECIAL_6]
+        self._suspect.update({version: _blocks((*special, *self.deny), version) for version in (4, 6)})
+        self._wanted.update({version: _blocks(self.allow, version) for version in (4, 6)})
+        if not self.allow:
+            taken = {octet for network in (*special, *self.deny) for octet in _first_octets(network)}
+            object.__setattr__(self, "_plain", frozenset(map(str, set(range(256)) - taken)))
 
     def check(self, text: str) -> str:
         """The canonical text of ``text``; raises DataError with the reason when the policy refuses it."""
@@ -150,9 +169,11 @@ class AddressPolicy:
             if a in self._plain and b in _OCTETS and c in _OCTETS and d in _OCTETS:
                 return text
         address = _parse(text)
-        reason = self._refusal(address)
-        if reason:
-            raise DataError(f"address {str(address)!r}", f"{reason}: refused by the address policy")
+        number, version = int(address), address.version
+        if _held(number, self._suspect[version]) or (self.allow and not _held(number, self._wanted[version])):
+            reason = self._refusal(address)
+            if reason:
+                raise DataError(f"address {str(address)!r}", f"{reason}: refused by the address policy")
         return str(address)
 
     def _refusal(self, address: Address) -> str:

@@ -28,21 +28,13 @@ class Joined:
     def __init__(self, slice_: EndpointSlice, port: ServicePort) -> None:
         self.slice = slice_
         number = self.number = number_in(slice_, port)
-        found: dict[Place, Endpoint] = {}
-        facts: dict[Place, SliceEndpoint] = {}
-        self.has_hints = False
-        self.all_ready = True
-        if number is not None:
-            for fact in slice_.endpoints:
-                place = (fact.address, number)
-                if place in facts and not _better_fact(fact, facts[place]):
-                    continue
-                facts[place] = fact
-                found[place] = endpoint_of(fact, number)
-            self.all_ready = all(fact.ready for fact in facts.values())
-            self.has_hints = any(fact.hint_zones or fact.hint_nodes for fact in facts.values())
-        self.found = found
-        self.facts = facts
+        entries = slice_.endpoints if number is not None else ()
+        self.facts: dict[Place, SliceEndpoint] = {(fact.address, number or 0): fact for fact in entries}
+        if len(self.facts) != len(entries):
+            self.facts = _best_copies(entries, number or 0)
+        self.found = {place: endpoint_of(fact, place[1]) for place, fact in self.facts.items()}
+        self.all_ready = not [fact for fact in self.facts.values() if not fact.ready]
+        self.has_hints = bool([fact for fact in entries if fact.hint_zones or fact.hint_nodes])
 
 
 class Union:
@@ -100,9 +92,14 @@ def endpoint_of(fact: SliceEndpoint, port: int) -> Endpoint:
     )
 
 
-def _better_fact(one: SliceEndpoint, other: SliceEndpoint) -> bool:
-    """Within a slice: the copy that is ready, then the one that serves; else the first."""
-    return (one.ready, one.serving) > (other.ready, other.serving)
+def _best_copies(entries: Sequence[SliceEndpoint], port: int) -> dict[Place, SliceEndpoint]:
+    """Of a place that stands twice in a slice: the copy that is ready, then the one that serves; else the first."""
+    best: dict[Place, SliceEndpoint] = {}
+    for fact in entries:
+        held = best.setdefault((fact.address, port), fact)
+        if (fact.ready, fact.serving) > (held.ready, held.serving):
+            best[fact.address, port] = fact
+    return best
 
 
 def winners(joined: Sequence[Joined], node: str) -> dict[Place, Joined]:

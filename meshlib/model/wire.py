@@ -61,12 +61,12 @@ class HintTarget(msgspec.Struct, gc=False):
     name: str
 
 
-class Hints(msgspec.Struct, rename="camel"):
+class Hints(msgspec.Struct, rename="camel", gc=False):
     for_zones: list[HintTarget] | None = None
     for_nodes: list[HintTarget] | None = None
 
 
-class WireEndpoint(msgspec.Struct, rename="camel"):
+class WireEndpoint(msgspec.Struct, rename="camel", gc=False):
     addresses: list[str] | None = None
     conditions: Conditions | None = None
     hostname: str | None = None
@@ -77,7 +77,7 @@ class WireEndpoint(msgspec.Struct, rename="camel"):
     topology: dict[str, str] | None = None  #: v1beta1
 
 
-class WirePort(msgspec.Struct, rename="camel"):
+class WirePort(msgspec.Struct, rename="camel", gc=False):
     name: str | None = None
     port: int | None = None
     protocol: str | None = None
@@ -91,7 +91,7 @@ class WireSlice(msgspec.Struct, rename="camel"):
     endpoints: list[WireEndpoint] | None = None
 
 
-class EndpointAddress(msgspec.Struct, rename="camel"):
+class EndpointAddress(msgspec.Struct, rename="camel", gc=False):
     ip: str
     hostname: str | None = None
     node_name: str | None = None
