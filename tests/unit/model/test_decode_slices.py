@@ -196,6 +196,21 @@ def test_names_that_cannot_be_shown_are_dropped(name: str, field: str) -> None:
     assert len(skipped) == 1
 
 
+def test_unprintable_text_that_json_writes_raw() -> None:
+    """Characters beyond ASCII are seen in raw UTF-8 as well as in escapes; printable ones stay."""
+    obj = manifest(
+        (
+            {"addresses": ["10.0.0.1"], "hostname": "a\u2028b"},
+            {"addresses": ["10.0.0.2"], "hostname": "größe"},
+        )
+    )
+    told: list[tuple[str, str]] = []
+    raw = json.dumps(obj, ensure_ascii=False).encode()
+    slice_ = slice_from_json(raw, POLICY, lambda *skipped: told.append(skipped))
+    assert [endpoint.hostname for endpoint in slice_.endpoints] == ["", "größe"]
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("endpoints", {}), ("endpoints", "x"), ("ports", {}), ("ports", 1), ("ports", "80")]
 )

@@ -122,6 +122,12 @@ def test_foreign_search_entry_ends_the_candidates() -> None:
     assert match_host("http", "orders", None, first, {}).kind is HostKind.NOT_OURS
 
 
+def test_a_search_entry_given_twice_is_tried_once() -> None:
+    """Repeated search entries, in any spelling, give one candidate."""
+    twice = TargetDefaults(search=("shop.svc.cluster.local", "shop.svc.Cluster.Local."), ndots=5)
+    assert match_host("http", "orders", None, twice, {}).targets == (by_host("orders", "shop", 80),)
+
+
 def test_outside_a_cluster_short_names_are_not_ours() -> None:
     """Without a search list, or with ndots 1 and a dotted name, nothing is a Service."""
     assert match_host("http", "orders", None, TargetDefaults(), {}).kind is HostKind.NOT_OURS
