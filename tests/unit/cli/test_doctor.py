@@ -1,0 +1,152 @@
+"""meshlib doctor: what it finds in environments that need no server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from meshlib.cli.app import meshlib
+from meshlib.cli.doctor import libraries
+from meshlib.cli.doctor.cluster import check_cluster
+from meshlib.cli.doctor.findings import Finding, Level
+from meshlib.cli.doctor.libraries import check_environment, check_libraries, check_plugins
+from meshlib.cli.doctor.place import check_config, check_names, check_place, config_values
+from meshlib.model.target import TargetDefaults
+from meshlib.runtime.config import load_config
+
+POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
+SEARCH = TargetDefaults(search=("shop.svc.cluster.local", "svc.cluster.local"), ndots=5)
+
+
+def texts(findings: list[Finding], level: Level) -> str:
+    return "\n".join(f"{one.what} | {one.fix}" for one in findings if one.level is level)
+
+
+def test_this_environment_is_examined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Outside a cluster nothing lacks, and the JSON form has its stable keys."""
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "GRPC_ENABLE_FORK_SUPPORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MESHLIB_ZONE", "eu-1")
+    result = CliRunner().invoke(meshlib, ["doctor", "-o", "json", "--exit-code"])
+    found = json.loads(result.output)
+    assert set(found) == {"version", "lacks", "findings", "configuration"}
+    assert set(found["findings"][0]) == {"area", "level", "what", "fix"}
+    assert found["lacks"] == 0, found
+    assert result.exit_code == 0
+    assert {"key": "zone", "value": "eu-1", "source": "MESHLIB_ZONE"} in found["configuration"]
+    assert {"libraries", "configuration", "place", "dns", "kubernetes"} <= {
+        one["area"] for one in found["findings"]
+    }
+
+
+def test_lacks_decide_the_exit_code_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--exit-code turns a lack into 1; without it doctor has done its work with 0."""
+    monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
+    assert CliRunner().invoke(meshlib, ["doctor", "--exit-code"]).exit_code == 1
+    result = CliRunner().invoke(meshlib, ["doctor"])
+    assert result.exit_code == 0
+    assert "unset GRPC_ENABLE_FORK_SUPPORT" in result.output
+
+
+def test_versions_are_listed() -> None:
+    """Each wrapped or used library is there with its version."""
+    found = texts(list(check_libraries()), Level.OK)
+    for name in ("httpx", "grpcio", "kubernetes", "dnspython"):
+        assert f"{name} {metadata.version(name)}" in found
+
+
+def test_the_namesake_is_a_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 3D library of the same package name, installed beside ours, is named with the way out."""
+    real = metadata.version
+    monkeypatch.setattr(
+        libraries.metadata, "version", lambda name: "3.1" if name == "meshlib" else real(name)
+    )
+    assert "3D library" in texts(list(check_libraries()), Level.LACK)
+
+
+def test_a_missing_library_is_a_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not installed is named with the command that installs it."""
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(libraries.metadata, "version", version)
+    assert "pip install grpcio" in texts(list(check_libraries()), Level.LACK)
+
+
+def test_plugins_are_listed_with_their_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin is shown with its group and the distribution it comes from."""
+    monkeypatch.setattr(libraries, "plugins", lambda: {"meshlib.pickers": {"first": "some-package 1.2"}})
+    assert "meshlib.pickers: first (some-package 1.2)" in texts(list(check_plugins()), Level.OK)
+
+
+def test_proxies_are_worth_knowing() -> None:
+    """httpx sends proxied requests through the proxy: those are not balanced."""
+    assert "HTTPS_PROXY" in texts(list(check_environment({"HTTPS_PROXY": "http://proxy:3128"})), Level.NOTE)
+    assert list(check_environment({})) == []
+
+
+def test_ignored_configuration_is_shown() -> None:
+    """Warnings of the configuration are in the report."""
+    config = load_config(environ={"MESHLIB_STRIKT": "1"})
+    assert "MESHLIB_STRIKT" in texts(list(check_config(config)), Level.NOTE)
+
+
+def test_every_setting_has_its_source() -> None:
+    """Tables are shown entry by entry, each with its place."""
+    config = load_config(
+        {
+            "aliases": {"orders.internal": "dns:///a:1"},
+            "discovery": {"k8s": {"context": "c"}},
+            "target": {"dns:///a:1": {"picker": "random"}},
+        },
+        {"MESHLIB_ADDRESS_ALLOW": "10.0.0.0/8"},
+    )
+    rows = {row["key"]: (row["value"], row["source"]) for row in config_values(config)}
+    assert rows["strict"] == (False, "default")
+    assert rows["address.allow"] == (["10.0.0.0/8"], "MESHLIB_ADDRESS_ALLOW")
+    assert rows['aliases."orders.internal"'] == ("dns:///a:1", 'code: aliases."orders.internal"')
+    assert rows["discovery.k8s.context"] == ("c", "code: discovery.k8s.context")
+    assert rows['target."dns:///a:1".picker'] == ("random", 'code: target."dns:///a:1".picker')
+
+
+def test_unknown_place_in_a_pod_comes_with_the_downward_api() -> None:
+    """Node and zone are notes in a pod, with the lines to paste, and nothing outside of one."""
+    config = load_config({}, {})
+    assert "fieldPath: spec.nodeName" in texts(list(check_place(config, SEARCH, POD, "")), Level.NOTE)
+    assert texts(list(check_place(config, SEARCH, {}, "")), Level.NOTE) == ""
+    known = load_config({"node": "a", "zone": "b"}, {})
+    assert texts(list(check_place(known, SEARCH, POD, "")), Level.NOTE) == ""
+
+
+def test_a_mesh_is_told() -> None:
+    """A sidecar is named, with how to balance anyway; and that it is ignored when so configured."""
+    standing_back = texts(list(check_place(load_config({}, {}), SEARCH, {}, "an Istio sidecar")), Level.NOTE)
+    assert "an Istio sidecar" in standing_back
+    assert "MESHLIB_SIDECAR=ignore" in standing_back
+    ignoring = load_config({"sidecar": "ignore"}, {})
+    assert "balance anyway" in texts(list(check_place(ignoring, SEARCH, {}, "an Istio sidecar")), Level.NOTE)
+
+
+def test_a_pod_without_cluster_dns_lacks_it() -> None:
+    """dnsPolicy: Default gives a search list without svc; and names of the cluster do not resolve."""
+    defaults = TargetDefaults(cluster_domain="cluster.invalid", search=("example.invalid",))
+    found = texts(list(check_names(defaults, POD)), Level.LACK)
+    assert "ClusterFirst" in found
+    assert "kubernetes.default.svc.cluster.invalid does not resolve" in found
+
+
+def test_credentials(tmp_path: Path) -> None:
+    """No credentials: a note on a laptop, a lack in a pod."""
+    settings = {"service_account_dir": str(tmp_path)}
+    laptop = asyncio.run(check_cluster({}, {"HOME": str(tmp_path)}, ["default"]))
+    pod = asyncio.run(check_cluster(settings, {**POD, "HOME": str(tmp_path)}, ["default"]))
+    assert [one.level for one in laptop] == [Level.NOTE]
+    assert [one.level for one in pod] == [Level.LACK]
+    assert "automountServiceAccountToken" in pod[0].fix
