@@ -125,30 +125,41 @@ def _yaml(text: str) -> list[Document]:
 def _roots(loader: Any) -> Iterator[Any]:
     """The root node of each document. PyYAML's own composer recurses, in C without any bound; this one does not."""
     anchors: dict[str, Any] = {}
+    tags: dict[
+        str, str
+    ] = {}  # a manifest repeats its words, and finding a plain scalar's tag is most of the work
     open_nodes: list[Any] = []
     while True:
         event = loader.get_event()
-        if event is None or isinstance(event, yaml.StreamEndEvent):
+        kind = type(event)
+        if kind is yaml.ScalarEvent:
+            node = _scalar(loader, event, tags)
+        elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
+            node = _collection(loader, event)
+            if event.anchor is not None:
+                anchors[event.anchor] = node
+            open_nodes.append(node)
+            if len(open_nodes) > MAX_DEPTH:
+                raise _error(node, f"nested deeper than {MAX_DEPTH} levels")
+            continue
+        elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+            node = open_nodes.pop()
+        elif kind is yaml.AliasEvent:
+            if event.anchor not in anchors:
+                raise _error(event, f"not YAML: unknown alias {event.anchor!r:.80}")
+            node = anchors[event.anchor]
+        elif event is None or kind is yaml.StreamEndEvent:
             return
-        if isinstance(event, yaml.DocumentStartEvent):
+        else:  # start of the stream, start or end of a document
             anchors = {}
             continue
-        if isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
-            node = open_nodes.pop()
-        elif isinstance(event, yaml.NodeEvent):
-            node = _node(loader, event, anchors)
-            if isinstance(event, yaml.CollectionStartEvent):
-                open_nodes.append(node)
-                if len(open_nodes) > MAX_DEPTH:
-                    raise _error(node, f"nested deeper than {MAX_DEPTH} levels")
-                continue
-        else:  # start of the stream, end of a document
-            continue
+        if kind is yaml.ScalarEvent and event.anchor is not None:
+            anchors[event.anchor] = node
         if not open_nodes:
             yield node
             continue
         children = open_nodes[-1].value
-        if isinstance(open_nodes[-1], yaml.SequenceNode):
+        if type(open_nodes[-1]) is yaml.SequenceNode:
             children.append(node)
         elif children and len(children[-1]) == 1:
             children[-1] = (children[-1][0], node)
@@ -156,28 +167,24 @@ def _roots(loader: Any) -> Iterator[Any]:
             children.append((node,))
 
 
-def _node(loader: Any, event: Any, anchors: dict[str, Any]) -> Any:
-    if isinstance(event, yaml.AliasEvent):
-        if event.anchor not in anchors:
-            raise DataError(
-                f"line {event.start_mark.line + 1}", f"not YAML: unknown alias {event.anchor!r:.80}"
-            )
-        return anchors[event.anchor]
-    kind: Any = yaml.ScalarNode
-    value: Any = []
-    if isinstance(event, yaml.SequenceStartEvent):
-        kind = yaml.SequenceNode
-    elif isinstance(event, yaml.MappingStartEvent):
-        kind = yaml.MappingNode
-    else:
-        value = event.value
+def _scalar(loader: Any, event: Any, tags: dict[str, str]) -> Any:
     tag = event.tag
     if tag is None or tag == "!":
-        tag = loader.resolve(kind, value if kind is yaml.ScalarNode else None, event.implicit)
-    node = kind(tag, value, event.start_mark, event.end_mark)
-    if event.anchor is not None:
-        anchors[event.anchor] = node
-    return node
+        if event.implicit[0]:
+            tag = tags.get(event.value)
+            if tag is None:
+                tag = tags[event.value] = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+        else:
+            tag = _TAG + "str"
+    return yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
+
+
+def _collection(loader: Any, event: Any) -> Any:
+    kind: Any = yaml.MappingNode if type(event) is yaml.MappingStartEvent else yaml.SequenceNode
+    tag = event.tag
+    if tag is None or tag == "!":
+        tag = loader.resolve(kind, None, event.implicit)
+    return kind(tag, [], event.start_mark, event.end_mark)
 
 
 def _error(node: Any, reason: str) -> DataError:

@@ -109,6 +109,8 @@ def _line(document: Document, where: str, reason: str) -> int:
     title = f"{document.value['kind']} {metadata.get('namespace') or 'default'}/{metadata.get('name')}"
     path = where.removeprefix(title).removeprefix(str(document.value["kind"])).strip(" .")
     place = _PLACE.search(reason)
+    if not path and place is None:
+        path = reason.partition(" ")[0]  # "metadata.name 'X' is not ..."
     return document.line_of(path + (place.group(1) if place else ""))
 
 
