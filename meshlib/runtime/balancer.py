@@ -23,10 +23,10 @@ from meshlib.errors import (
     ServiceNotFound,
     UnknownPort,
 )
-from meshlib.model.eligibility import Explained, SliceUnion, explain
+from meshlib.model.eligibility import Explained, SliceUnion, explain, needs_location, with_hostname
 from meshlib.model.endpoint import Endpoint, EndpointSet, Verdict
 from meshlib.model.events import EndpointsChanged, EventSink, FallbackEnded, FellBack
-from meshlib.model.service import Service, ServicePort, TrafficPolicy, resolve_port
+from meshlib.model.service import Service, ServicePort, resolve_port
 from meshlib.model.slices import EndpointSlice
 from meshlib.model.target import Target
 from meshlib.model.update import DoesNotExist, Failure, Snapshot, Update
@@ -160,7 +160,9 @@ class Balancer:
             return
         vantage = self._around.vantage(snapshot.slices)
         self.set = self._union.eligible(service, port, snapshot.slices, vantage, Path.INTERNAL)
-        endpoints = self._named(self.set.endpoints)
+        if self.target.hostname:
+            self.set = with_hostname(self.set, self.target.hostname)
+        endpoints = self.set.endpoints
         if self._refused is not None and self._refused != self.set.endpoints:
             self._refused = None
         if (why := self._stand_back(snapshot, vantage)) and (
@@ -234,12 +236,10 @@ class Balancer:
         if self._refused is not None:
             return "every endpoint refused its connection (mTLS-only pods, or a NetworkPolicy that rejects)"
         service = snapshot.service
-        if service.internal_traffic_policy is TrafficPolicy.LOCAL and not vantage.node:
-            return "internalTrafficPolicy is Local and our own node is unknown: set NODE_NAME"
-        if not vantage.zone and not vantage.node and _has_hints(snapshot.slices):
-            return (
-                "the Service uses topology hints and our own place is unknown: set MESHLIB_ZONE or NODE_NAME"
-            )
+        if service.proxy_name:
+            return f"the Service is served by the proxy {service.proxy_name!r} (label service-proxy-name)"
+        if needs_location(service, snapshot.slices, vantage):
+            return "a Local policy or topology hints, and our own place is unknown: set NODE_NAME and MESHLIB_ZONE"
         return ""
 
     def _without_knowledge(self) -> None:
@@ -269,18 +269,6 @@ class Balancer:
             where = f"{self.label}: no ready endpoint is called {self.target.hostname!r}"
         source = snapshot.source
         self._fail(lambda: kind(f"{where} (source: {source})"), where)
-
-    def _named(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-        """Only the endpoint that a per-pod host name asks for (hostname, dashed address or pod name, as in DNS)."""
-        wanted = self.target.hostname
-        if not wanted:
-            return endpoints
-        return tuple(
-            e
-            for e in endpoints
-            if wanted in (e.hostname, e.name)
-            or (not e.hostname and wanted == e.address.replace(".", "-").replace(":", "-"))
-        )
 
     # -- publishing ----------------------------------------------------------------------------------------------
 
@@ -356,7 +344,3 @@ def _reason(update: Update) -> str:
 def _brief(error: Exception | None) -> str:
     """One line for a reason; the whole text, with its fix, is in the error itself and was reported by its source."""
     return str(error).partition("\n")[0] if error is not None else "no answer yet"
-
-
-def _has_hints(slices: Sequence[EndpointSlice]) -> bool:
-    return any(e.hint_zones or e.hint_nodes for s in slices for e in s.endpoints)

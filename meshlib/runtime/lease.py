@@ -29,6 +29,10 @@ class Lease:
     def endpoint(self) -> Endpoint:
         return self.subchannel.endpoint
 
+    def connected(self) -> None:
+        """A connection was opened for this request: its latency sample begins now. Set-up says nothing about load."""
+        self._started = self._clock()
+
     def responded(self, failed: bool = False) -> None:
         """Take the latency sample. ``failed``: connection error, 5xx, UNAVAILABLE (decision D6)."""
         now = self._clock()

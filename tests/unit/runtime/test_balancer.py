@@ -280,6 +280,14 @@ def test_hints_in_an_unknown_zone_dial_the_service_address() -> None:
     assert bench.picks() == {"10.0.0.1:8080"}
 
 
+def test_a_service_of_another_proxy_is_dialled_by_its_address() -> None:
+    """The label service-proxy-name gives the Service to somebody else: its address, never around it."""
+    bench = Bench()
+    bench.balancer.apply(orders("10.0.0.1:8080", proxy_name="kube-router"))
+    assert bench.picks() == {f"{VIP}:80"}
+    assert "kube-router" in bench.balancer.reason
+
+
 def test_strict_makes_standing_back_an_error() -> None:
     """strict: no silent detour through the Service address."""
     bench = Bench(strict=True)
