@@ -11,6 +11,7 @@ import pytest
 
 from meshlib.clients.httpx.flavour import load
 from meshlib.clients.httpx.pool import MeshPool
+from meshlib.runtime.lease import Lease
 from tests.components.backends import Backends, HttpBackend
 from tests.unit.clients_httpx.fakes import FakeHandle, async_transport, sync_transport
 
@@ -129,6 +130,37 @@ def test_authority_is_the_identity(backends: Backends) -> None:
     handle.authority = f"{NAME}:8443"
     with httpx.Client(transport=sync_transport(handle, verify=backends.client_context())) as client:
         assert client.get("https://anything/").headers["x-host"] == f"{NAME}:8443"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "asyncio"])
+def test_latency_sample_leaves_out_connection_setup(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch, scheme: str, asynchronous: bool
+) -> None:
+    """The sample begins once per new connection, after the TLS handshake if there is one, and not for reused ones."""
+    begun: list[str] = []
+    events: list[str] = []
+    monkeypatch.setattr(Lease, "connected", lambda lease: begun.append(events[-1]))
+    (server,) = backends.http(1, tls=NAME if scheme == "https" else None)
+    handle, verify, url = handle_for([server]), backends.client_context(), f"{scheme}://{NAME}/"
+
+    async def atrace(name: str, info: object) -> None:
+        events.append(name)
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=async_transport(handle, verify=verify)) as client:
+            for _ in range(3):
+                await client.get(url, extensions={"trace": atrace})
+
+    if asynchronous:
+        asyncio.run(main())
+    else:
+        with httpx.Client(transport=sync_transport(handle, verify=verify)) as client:
+            for _ in range(3):
+                client.get(url, extensions={"trace": lambda name, info: events.append(name)})
+    step = "start_tls" if scheme == "https" else "connect_tcp"
+    assert begun == [f"connection.{step}.started"]
+    assert events.count(f"connection.{step}.complete") == 1
 
 
 def test_http2_without_tls(backends: Backends) -> None:

@@ -43,7 +43,9 @@ class Exchange:
     pool_timeout: float | None = None
     hash_key: str | bytes | None = None
     retries: int = 0
+    secure: bool = False  #: over TLS
     reused: bool = True  #: engine: False once a connection was opened for this exchange
+    lease: Lease | None = None  #: engine: on whose endpoint it is now
 
     @property
     def pool_is_shorter(self) -> bool:

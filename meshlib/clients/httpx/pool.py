@@ -131,6 +131,7 @@ class _Pool:
             pool_timeout=timeouts.get("pool"),
             hash_key=self._key(handle, request),
             retries=self._retries,
+            secure=_SCHEMES.get(request.url.scheme) == "https",
         )
 
     def _key(self, handle: TargetHandle, request: Any) -> str | bytes | None:
@@ -161,7 +162,7 @@ class _Pool:
             extensions = {**extensions, "timeout": {**(extensions.get("timeout") or {}), "connect": connect}}
         tls_name = ""
         identity = self._identities[handle]
-        if _SCHEMES.get(url.scheme) == "https":
+        if exchange.secure:
             typed = url.host.decode("ascii").removesuffix(
                 "."
             )  # RFC 6066 3: a server name has no trailing dot

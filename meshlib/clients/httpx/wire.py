@@ -181,7 +181,7 @@ class SyncEngine(_Pools):
         pool = self._pool(step, tls_name)
         if step.fresh:
             pool._close_connections(_surplus(pool, keep=0))
-        exchange.reused = True
+        exchange.reused, exchange.lease = True, step.lease
         token = _exchange.set(exchange)
         try:
             return pool.handle_request(request)
@@ -244,7 +244,7 @@ class AsyncEngine(_Pools):
         pool = self._pool(step, tls_name)
         if step.fresh:
             await pool._close_connections(_surplus(pool, keep=0))
-        exchange.reused = True
+        exchange.reused, exchange.lease = True, step.lease
         token = _exchange.set(exchange)
         try:
             return await pool.handle_async_request(request)
@@ -323,14 +323,18 @@ class AsyncEngine(_Pools):
 
 
 class _NotingBackend:
-    """httpcore's network backend, noting which exchange opened a connection (it connects in the caller's context)."""
+    """httpcore's network backend, noting who opened a connection and when it was there.
+
+    httpcore connects in the context of the request that needs the connection, so a context variable tells which.
+    """
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
 
     def connect_tcp(self, *arguments: Any, **options: Any) -> Any:
-        _note_connection()
-        return self._inner.connect_tcp(*arguments, **options)
+        exchange = _connecting()
+        stream = self._inner.connect_tcp(*arguments, **options)
+        return _connected(exchange, stream, _Handshake)
 
     def sleep(self, seconds: float) -> None:
         self._inner.sleep(seconds)
@@ -343,14 +347,54 @@ class _AsyncNotingBackend:
         self._inner = inner
 
     async def connect_tcp(self, *arguments: Any, **options: Any) -> Any:
-        _note_connection()
-        return await self._inner.connect_tcp(*arguments, **options)
+        exchange = _connecting()
+        stream = await self._inner.connect_tcp(*arguments, **options)
+        return _connected(exchange, stream, _AsyncHandshake)
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
 
 
-def _note_connection() -> None:
+class _Handshake:
+    """A TCP stream on its way to TLS: the lease's sample begins after the handshake."""
+
+    def __init__(self, exchange: Exchange, stream: Any) -> None:
+        self._exchange, self._stream = exchange, stream
+
+    def start_tls(self, *arguments: Any, **options: Any) -> Any:
+        stream = self._stream.start_tls(*arguments, **options)
+        _begin_sample(self._exchange)
+        return stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _AsyncHandshake(_Handshake):
+    """The same for asyncio."""
+
+    async def start_tls(self, *arguments: Any, **options: Any) -> Any:
+        stream = await self._stream.start_tls(*arguments, **options)
+        _begin_sample(self._exchange)
+        return stream
+
+
+def _connecting() -> Exchange | None:
     exchange = _exchange.get()
     if exchange is not None:
         exchange.reused = False
+    return exchange
+
+
+def _connected(exchange: Exchange | None, stream: Any, handshake: Callable[[Exchange, Any], Any]) -> Any:
+    if exchange is None:
+        return stream
+    if exchange.secure:
+        return handshake(exchange, stream)
+    _begin_sample(exchange)
+    return stream
+
+
+def _begin_sample(exchange: Exchange) -> None:
+    if exchange.lease is not None:
+        exchange.lease.connected()
