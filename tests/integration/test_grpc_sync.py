@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -574,3 +575,81 @@ for server in servers:
     server.stdin.close()
     server.wait(10)
 '''
+
+
+# -- hash keys, and coming to an end ---------------------------------------------------------------------------------
+
+
+def test_hash_key_from_metadata(backends: Backends) -> None:
+    """With a hash policy and `metadata:user`, equal keys go to one endpoint and different keys spread."""
+    servers = backends.grpc(3)
+    with shop(picker="ring_hash", hash_key="metadata:user") as mesh:
+        mesh.serve(servers)
+        mesh.known()
+        call = mesh.channel().unary_unary(UU)
+        homes: dict[str, set[bytes]] = {}
+        for user in (f"user{n}" for n in range(30)):
+            homes[user] = {call(b"x", metadata=(("user", user),)) for _ in range(3)}
+        assert all(len(home) == 1 for home in homes.values())
+        assert len(set().union(*homes.values())) == 3
+
+
+def test_hash_key_from_a_function(backends: Backends) -> None:
+    """hash_key= given in code wins: a function of the metadata."""
+    servers = backends.grpc(3)
+    with shop(picker="ring_hash", hash_key="metadata:user") as mesh:
+        mesh.serve(servers)
+        mesh.known()
+        call = mesh.channel(hash_key=lambda metadata: "always").unary_unary(UU)
+        assert len({call(b"x", metadata=(("user", f"u{n}"),)) for n in range(20)}) == 1
+
+
+def test_a_dropped_channel_lets_go_of_its_connections(mesh: Shop, backends: Backends) -> None:
+    """Without close(), the connections of a channel that nobody holds are gone after a garbage collection."""
+    (server,) = backends.grpc(1)
+    mesh.serve([server])
+
+    def connections() -> int:
+        tables = [Path(f"/proc/self/net/{name}").read_text() for name in ("tcp", "tcp6")]
+        return sum(_established(line, server.port) for table in tables for line in table.splitlines())
+
+    channel = meshlib.grpc.insecure_channel(TARGET, mesh=mesh.mesh)
+    channel.unary_unary(UU)(b"x", timeout=10)
+    assert connections()
+    del channel
+    gc.collect()
+    eventually(lambda: not connections())
+
+
+def _established(line: str, port: int) -> bool:
+    fields = line.split()
+    return len(fields) > 3 and fields[2].endswith(f":{port:04X}") and fields[3] == "01"
+
+
+def test_exit_does_not_wait_for_calls(tmp_path: Any) -> None:
+    """A program that ends with calls pending of every kind ends at once, with its own exit code and no traceback."""
+    import subprocess
+    import sys
+
+    program = tmp_path / "exits.py"
+    program.write_text(_EXITING)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "Traceback" in done.stderr) == (7, False), done.stderr[-2000:]
+    assert float(done.stdout) > 0
+
+
+_EXITING = """
+import sys, threading, time
+import grpc
+import meshlib.grpc
+from meshlib.runtime.mesh import Mesh
+from meshlib.testing.manual import ManualResolver
+channel = meshlib.grpc.insecure_channel("k8s:///echo.shop:80", mesh=Mesh(resolvers={"k8s": ManualResolver()}))
+call = channel.unary_unary("/a/b")
+calls = [call.future(b"x", wait_for_ready=True), channel.unary_stream("/a/c")(b"x", wait_for_ready=True)]
+grpc.channel_ready_future(channel)
+threading.Thread(target=lambda: call(b"x", wait_for_ready=True), daemon=True).start()
+time.sleep(0.2)
+print(time.time())
+sys.exit(7)
+"""

@@ -122,6 +122,10 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
         self._watch(self._step(attempt))
         return attempt is not self._attempt
 
+    def _replaced(self, attempt: Attempt) -> bool:
+        """``_settle`` where it matters. Any other end is accounted for by the callback, without contending with it."""
+        return attempt.rendezvous.code() is grpc.StatusCode.UNAVAILABLE and self._settle(attempt)
+
     def _step(self, attempt: Attempt) -> Attempt | None:
         """Decide once what follows an attempt that has ended; returns the one that took its place, not yet watched."""
         callbacks: list[Callable[[], None]] = []
@@ -233,6 +237,9 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
 
     def _started(self, timeout: float | None = None) -> Any:
         """The rendezvous under way, or the error that ended the call before it had one. FutureTimeoutError in time."""
+        attempt = self._attempt
+        if attempt is not None:
+            return attempt
         with self._condition:
             if not self._condition.wait_for(lambda: self._attempt or self._error, timeout):
                 raise grpc.FutureTimeoutError
@@ -251,10 +258,10 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
             try:
                 seen = look(rendezvous, left)
             except grpc.RpcError as error:
-                if error is not rendezvous or not self._settle(found):
+                if error is not rendezvous or not self._replaced(found):
                     raise
                 continue
-            if rendezvous.is_active() or not self._settle(found):
+            if rendezvous.is_active() or not self._replaced(found):
                 return seen
 
     def initial_metadata(self) -> Any:
@@ -304,11 +311,8 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
             rendezvous = attempt.rendezvous
             try:
                 response = next(rendezvous)
-            except StopIteration:
-                self._settle(attempt)
-                raise
             except grpc.RpcError:
-                if self._settle(attempt):
+                if self._replaced(attempt):
                     continue
                 raise
             if not self._sampled:
