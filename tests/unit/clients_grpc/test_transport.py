@@ -26,7 +26,9 @@ class Clock:
 def made(shut: list[Transport] | None = None) -> tuple[Subchannel, Transport]:
     subchannel = Subchannel(Endpoint(address="10.0.0.1", port=80), threading.Lock())
     closed: list[Any] = [] if shut is None else shut
-    return subchannel, Transport(object(), "ipv4:10.0.0.1:80", subchannel, threading.Lock(), closed.append)
+    transport = Transport(object(), "ipv4:10.0.0.1:80", subchannel, threading.Lock(), closed.append)
+    transport.warm = True
+    return subchannel, transport
 
 
 def begun(subchannel: Subchannel, transport: Transport, clock: Clock) -> Completion:
@@ -101,6 +103,30 @@ def test_first_response_is_the_sample() -> None:
     clock.now += 3600
     completion.ended(grpc.StatusCode.OK)
     assert subchannel.ewma == pytest.approx(0.25)
+
+
+def test_calls_that_had_to_connect_are_no_samples() -> None:
+    """What began before the first answer says nothing about latency, unless it failed; what began after it does."""
+    subchannel, transport = made()
+    transport.warm = False
+    clock = Clock()
+    early = [begun(subchannel, transport, clock) for _ in range(2)]
+    clock.now += 3
+    for completion in early:
+        completion.ended(grpc.StatusCode.OK)
+    assert subchannel.ewma < 0
+    later = begun(subchannel, transport, clock)
+    clock.now += 0.25
+    later.ended(grpc.StatusCode.OK)
+    assert subchannel.ewma == pytest.approx(0.25)
+
+
+def test_a_failed_first_call_is_a_sample() -> None:
+    """An endpoint that refuses from the start must not look unused."""
+    subchannel, transport = made()
+    transport.warm = False
+    begun(subchannel, transport, Clock()).ended(grpc.StatusCode.UNAVAILABLE)
+    assert subchannel.ewma > 0
 
 
 def test_many_threads_end_a_call_once() -> None:
