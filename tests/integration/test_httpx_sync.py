@@ -13,12 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
-from meshlib.clients.httpx import MeshTransport
+from meshlib.clients.httpx import MeshTransport, unwrap, wrap
 from meshlib.clients.httpx.body import settle_abandoned
 from meshlib.clients.httpx.flavour import load
 from meshlib.clients.httpx.pool import HASH_KEY_EXTENSION, MeshPool
 from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
 from meshlib.pickers.hash_key import parse_hash_key
+from meshlib.runtime.config import load_config
 from meshlib.runtime.mesh import Mesh
 from meshlib.runtime.process import Generation
 from tests.components.backends import Backends, HttpBackend
@@ -460,3 +461,20 @@ def test_stale_connection_is_replaced_for_get_only(stale: Stale) -> None:
     (subchannel,) = handle.subchannels.values()
     assert subchannel.failures == 1
     assert settled(handle)
+
+
+def test_wrapped_client_balances_what_is_ours_only(backends: Backends) -> None:
+    """An existing client and a real Mesh: an alias is balanced, any other URL takes the bare path, unwrap ends it."""
+    servers = backends.http(2)
+    (other,) = backends.http(1)
+    target = "static:///" + ",".join(server.address for server in servers)
+    config = load_config({"aliases": {"orders.internal": target}})
+    with Mesh(config=config) as mesh, wrap(httpx.Client(), mesh) as client:
+        for _ in range(20):
+            assert client.get("http://orders.internal/").headers["x-host"] == "orders.internal"
+        assert client.get(other.url).headers["x-host"] == other.address
+        assert total(servers) == 20
+        unwrap(client)
+        assert client.get(other.url).status_code == 200
+        assert eventually(lambda: not any(server.connections for server in servers))
+    assert other.requests == 2
