@@ -199,7 +199,7 @@ def _slice_endpoints(
     skip: Skip,
     printable: bool,
 ) -> tuple[SliceEndpoint, ...]:
-    # The one loop that runs for every endpoint of a first list, so it calls little and looks up less.
+    # This and the comprehension above run for every endpoint of a first list, so they call little and look up less.
     good: list[SliceEndpoint] = []
     names: dict[str | None, str] = {None: "", "": ""}
     check, known = policy.check, names.get

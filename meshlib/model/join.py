@@ -23,18 +23,29 @@ class Joined:
     copy counts.
     """
 
-    __slots__ = ("all_ready", "facts", "found", "has_hints", "number", "slice")
+    __slots__ = ("_entries", "_facts", "all_ready", "found", "has_hints", "number", "slice")
 
     def __init__(self, slice_: EndpointSlice, port: ServicePort) -> None:
         self.slice = slice_
         number = self.number = number_in(slice_, port)
         entries = slice_.endpoints if number is not None else ()
-        self.facts: dict[Place, SliceEndpoint] = {(fact.address, number or 0): fact for fact in entries}
-        if len(self.facts) != len(entries):
-            self.facts = _best_copies(entries, number or 0)
-        self.found = {place: endpoint_of(fact, place[1]) for place, fact in self.facts.items()}
-        self.all_ready = not [fact for fact in self.facts.values() if not fact.ready]
-        self.has_hints = bool([fact for fact in entries if fact.hint_zones or fact.hint_nodes])
+        place = number or 0
+        self._entries = entries
+        self._facts: dict[Place, SliceEndpoint] | None = None
+        self.found = {(fact.address, place): endpoint_of(fact, place) for fact in entries}
+        if len(self.found) != len(entries):
+            self._facts = _best_copies(entries, place)
+            self.found = {key: endpoint_of(fact, place) for key, fact in self._facts.items()}
+        self.all_ready = all([endpoint.ready for endpoint in self.found.values()])
+        self.has_hints = any([fact.hint_zones or fact.hint_nodes for fact in entries])
+
+    @property
+    def facts(self) -> dict[Place, SliceEndpoint]:
+        """The slice's own entries by place; made when something asks, which is only where hints or copies are."""
+        if self._facts is None:
+            place = self.number or 0
+            self._facts = {(fact.address, place): fact for fact in self._entries}
+        return self._facts
 
 
 class Union:
