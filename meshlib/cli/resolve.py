@@ -14,6 +14,7 @@ from meshlib.cli.settings import command_config
 from meshlib.errors import MeshError
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.mesh import Mesh
+from meshlib.runtime.observing import counters
 
 #: How long ``--watch`` sleeps between looks at most, seconds: a change wakes it at once, this only bounds Ctrl-C.
 _LOOK = 0.5
@@ -69,6 +70,7 @@ def describe(handle: TargetHandle) -> dict[str, Any]:
         "error": str(error or status["error"] or ""),
         "source": {"name": status["source"], **handle.describe()},
         "skipped": status["skipped"],
+        "events": counters(),
         "endpoints": rows,
     }
 
@@ -137,7 +139,7 @@ def _show(found: dict[str, Any], output: str, watching: bool) -> None:
 
 
 def _steady(found: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in found.items() if key not in ("age", "source")}
+    return {key: value for key, value in found.items() if key not in ("age", "source", "events")}
 
 
 @click.command("resolve", epilog=EPILOG)

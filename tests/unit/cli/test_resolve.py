@@ -61,6 +61,7 @@ def test_who_gets_traffic_who_not_and_why(folder: Path) -> None:
     assert (not_ready["address"], not_ready["eligible"]) == ("10.0.0.2", False)
     assert "not ready" in not_ready["reason"]
     assert found["way"] == "pods"
+    assert found["events"]["endpoints_changed"] >= 1
     assert found["source"]["name"].startswith("file")
     assert found["age"] >= 0
 
@@ -70,7 +71,7 @@ def test_json_keys_are_stable(folder: Path) -> None:
     found = as_json(f"file://{folder}#shop/orders:http")
     assert set(found) == {
         *("target", "authority", "way", "reason", "verdict", "locality", "synced", "stale", "age", "error"),
-        *("source", "skipped", "endpoints"),
+        *("source", "skipped", "events", "endpoints"),
     }
     assert set(found["endpoints"][0]) == {
         *("address", "port", "eligible", "reason", "name", "node", "zone", "weight", "slice"),
