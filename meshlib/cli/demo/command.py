@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -74,8 +75,8 @@ def _run(fleet: Fleet, board: Board, screen: Screen, seconds: float, quiet: bool
     # Here, because httpx and grpc are what takes long to import: the servers start meanwhile.
     from meshlib.cli.demo.traffic import HOST, Traffic
 
-    # The demo shows the defaults: whatever is set in this environment is not read.
-    config = load_config({"aliases": {HOST: fleet.target("http")}}, environ={"MESHLIB_CONFIG": ""})
+    # The demo shows the defaults: neither this environment nor a meshlib.toml that lies here is read.
+    config = load_config({"aliases": {HOST: fleet.target("http")}}, environ={}, file=os.devnull)
     states = dict.fromkeys(FIRST, "ok")
     happened: dict[str, float] = {}
     with Mesh(config=config) as mesh:
