@@ -15,7 +15,9 @@ from meshlib.testing.manual import ManualResolver
 
 TARGET = "k8s:///echo.shop:80"
 SERVICE = "shop/echo"
-UU, US, SU, SS = (f"/test.Echo/{name}" for name in ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream"))
+UU, US, SU, SS = (
+    f"/test.Echo/{name}" for name in ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream")
+)
 
 
 class Shop:

@@ -133,7 +133,9 @@ def test_metadata_and_call_details(mesh: Shop, backends: Backends) -> None:
 
     async def body(channel: Any) -> None:
         for _ in range(2):
-            call = channel.unary_unary(UU)(b"x", metadata=(("k", "v"),), timeout=30, compression=grpc.Compression.Gzip)
+            call = channel.unary_unary(UU)(
+                b"x", metadata=(("k", "v"),), timeout=30, compression=grpc.Compression.Gzip
+            )
             assert isinstance(call, grpc.aio.Call)
             assert 0 < call.time_remaining() <= 30
             await call
@@ -411,7 +413,11 @@ def test_cancellation_at_any_step_leaves_no_count(mesh: Shop, backends: Backends
     mesh.serve([*backends.grpc(1), f"127.0.0.200:{free_port('127.0.0.200')}"])
 
     async def body(channel: Any) -> None:
-        calls = [channel.unary_unary(UU)(b"x"), channel.unary_stream(US)(b"x"), channel.stream_unary(SU)(agen(b"a"))]
+        calls = [
+            channel.unary_unary(UU)(b"x"),
+            channel.unary_stream(US)(b"x"),
+            channel.stream_unary(SU)(agen(b"a")),
+        ]
         for _ in range(delay):
             await asyncio.sleep(0)
         for call in calls:

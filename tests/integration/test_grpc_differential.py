@@ -120,7 +120,14 @@ def future_states(channel: Any) -> Any:
     result = future.result(10)
     called: list[bool] = []
     future.add_done_callback(lambda f: called.append(f is future))
-    seen = future.done(), future.running(), future.cancelled(), future.cancel(), future.exception(), future.traceback()
+    seen = (
+        future.done(),
+        future.running(),
+        future.cancelled(),
+        future.cancel(),
+        future.exception(),
+        future.traceback(),
+    )
     return result, seen, called, future.add_callback(lambda: None), tuple(future.trailing_metadata())
 
 
@@ -148,12 +155,24 @@ def stream_half_way(channel: Any) -> Any:
 
 def stream_that_breaks(channel: Any) -> Any:
     stream = channel.unary_stream(M + "breaks")(b"x")
-    return next(stream), outcome(lambda: next(stream)), outcome(lambda: next(stream)), told(stream)[2:], stream.done()
+    return (
+        next(stream),
+        outcome(lambda: next(stream)),
+        outcome(lambda: next(stream)),
+        told(stream)[2:],
+        stream.done(),
+    )
 
 
 def iterates(channel: Any) -> Any:
     stream = channel.unary_stream(M + "count")(b"3")
-    return iter(stream) is stream, list(stream), outcome(lambda: next(stream)), stream.code(), stream.details()
+    return (
+        iter(stream) is stream,
+        list(stream),
+        outcome(lambda: next(stream)),
+        stream.code(),
+        stream.details(),
+    )
 
 
 def broken_requests(channel: Any) -> Any:
@@ -179,7 +198,9 @@ def closes(channel: Any) -> Any:
 SYNC: dict[str, Callable[[Any], Any]] = {
     "unary": lambda c: c.unary_unary(M + "echo")(b"x", metadata=(("k", "v"),)),
     "with_call": with_call,
-    "positional": lambda c: c.unary_unary(M + "echo")(b"x", 5, (("k", "v"),), None, False, grpc.Compression.Gzip),
+    "positional": lambda c: c.unary_unary(M + "echo")(
+        b"x", 5, (("k", "v"),), None, False, grpc.Compression.Gzip
+    ),
     "error": lambda c: c.unary_unary(M + "fail")(b"x"),
     "server exception": lambda c: c.unary_unary(M + "raise")(b"x"),
     "unimplemented": lambda c: c.unary_unary(M + "nothing")(b"x"),
@@ -327,7 +348,12 @@ async def a_writes(c: Any) -> Any:
     await call.write(b"a")
     first = await call.read()
     await call.done_writing()
-    return first, await call.read() is grpc.aio.EOF, await aoutcome(lambda: call.write(b"b")), await seen(call)
+    return (
+        first,
+        await call.read() is grpc.aio.EOF,
+        await aoutcome(lambda: call.write(b"b")),
+        await seen(call),
+    )
 
 
 async def a_write_with_iterator(c: Any) -> Any:

@@ -168,7 +168,9 @@ class AioMeshChannel(grpc.aio.Channel):
         state = aggregate(pool.states())
         if not try_to_connect or state in (ChannelConnectivity.READY, ChannelConnectivity.CONNECTING):
             return state
-        tried = {t.subchannel for t in pool.transports if t.channel.get_state() is not ChannelConnectivity.IDLE}
+        tried = {
+            t.subchannel for t in pool.transports if t.channel.get_state() is not ChannelConnectivity.IDLE
+        }
         try:
             lease = self._handle.try_acquire(None, exclude=tried)
         except MeshError:
@@ -271,7 +273,9 @@ def insecure_channel(
     handle = (mesh or default_mesh()).target(target)
     merged = channel_options(options, handle.authority)
     return AioMeshChannel(
-        handle, lambda address: grpc.aio.insecure_channel(address, merged, compression, interceptors), hash_key
+        handle,
+        lambda address: grpc.aio.insecure_channel(address, merged, compression, interceptors),
+        hash_key,
     )
 
 

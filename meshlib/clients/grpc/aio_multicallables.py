@@ -88,7 +88,9 @@ class AioMultiCallable:
             wait_for_ready=bool(wait_for_ready),
             hash_key=key,
         )
-        progress = AioAttempts(self._handle, pool, attempts, self._bind, start, request, self.streams_requests)
+        progress = AioAttempts(
+            self._handle, pool, attempts, self._bind, start, request, self.streams_requests
+        )
         if bound is not None and lease is not None:
             completion = Completion(lease, bound.transport)
             try:
@@ -137,7 +139,12 @@ class _StreamRequest(AioMultiCallable):
         compression: Any = None,
     ) -> Any:
         return self._start(
-            request_iterator, timeout, metadata, wait_for_ready, credentials=credentials, compression=compression
+            request_iterator,
+            timeout,
+            metadata,
+            wait_for_ready,
+            credentials=credentials,
+            compression=compression,
         )
 
 

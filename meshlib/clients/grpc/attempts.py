@@ -24,7 +24,16 @@ class Attempts:
     ``deadline``: on ``clock``, or None. ``wait_for_ready``: as in gRPC; nothing but the deadline ends the waiting.
     """
 
-    __slots__ = ("_clock", "_handle", "_pause", "_service_tried", "_tried", "deadline", "hash_key", "wait_for_ready")
+    __slots__ = (
+        "_clock",
+        "_handle",
+        "_pause",
+        "_service_tried",
+        "_tried",
+        "deadline",
+        "hash_key",
+        "wait_for_ready",
+    )
 
     def __init__(
         self,
@@ -77,7 +86,9 @@ class Attempts:
     def verdict(self, error: MeshError) -> MeshRpcError | None:
         """What ``error`` of a pick means: the call's error, or None: pause for ``next_round`` and pick again."""
         if self.expired():
-            return MeshRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{DEADLINE_DETAILS} while waiting: {error}", error)
+            return MeshRpcError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"{DEADLINE_DETAILS} while waiting: {error}", error
+            )
         if self.wait_for_ready and isinstance(error, ResolveError):
             return None
         return MeshRpcError(grpc.StatusCode.UNAVAILABLE, f"{type(error).__name__}: {error}", error)

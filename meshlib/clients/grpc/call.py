@@ -288,7 +288,9 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
     def traceback(self, timeout: float | None = None) -> Any:
         return self._until_final(self._unless_cancelled(lambda call, left: call.traceback(left)), timeout)
 
-    def _unless_cancelled(self, look: Callable[[Any, float | None], Any]) -> Callable[[Any, float | None], Any]:
+    def _unless_cancelled(
+        self, look: Callable[[Any, float | None], Any]
+    ) -> Callable[[Any, float | None], Any]:
         """A call cancelled before it had an endpoint answers as a cancelled rendezvous does."""
 
         def checked(call: Any, left: float | None) -> Any:
@@ -372,7 +374,11 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
         attempt = self._attempt
         if self._error is not None:
             return repr(self._error)
-        return repr(attempt.rendezvous) if attempt is not None else f"<{type(self).__name__} waiting for an endpoint>"
+        return (
+            repr(attempt.rendezvous)
+            if attempt is not None
+            else f"<{type(self).__name__} waiting for an endpoint>"
+        )
 
     __str__ = __repr__
 
@@ -380,4 +386,3 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
         attempt = getattr(self, "_attempt", None)
         if attempt is not None:
             attempt.completion.done()
-

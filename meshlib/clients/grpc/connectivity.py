@@ -122,7 +122,9 @@ class Connectivity:
         except MeshError:
             return ChannelConnectivity.TRANSIENT_FAILURE
         if lease is None:
-            if tried:  # all were asked: from now on core keeps trying, start over with those that did not succeed
+            if (
+                tried
+            ):  # all were asked: from now on core keeps trying, start over with those that did not succeed
                 tried.clear()
                 return state
             return ChannelConnectivity.CONNECTING  # nothing known yet

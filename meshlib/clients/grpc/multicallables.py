@@ -168,7 +168,9 @@ class MultiCallable:
         """A call that returns at once."""
         attempts = self._attempts(timeout, metadata, wait_for_ready)
         lease = self._pick_now(metadata)
-        call = MeshCall(self, lambda bound, left: start(bound.callable, request(), left), attempts, replayable)
+        call = MeshCall(
+            self, lambda bound, left: start(bound.callable, request(), left), attempts, replayable
+        )
         call.begin(lease, timeout)
         return call
 

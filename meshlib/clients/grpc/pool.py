@@ -103,7 +103,9 @@ class Pool:
                     transport.draining = True
                 else:
                     self._transports[subchannel] = transport
-        if subchannel.removed and not transport.draining:  # left between the pick and here: nobody will tell us again
+        if (
+            subchannel.removed and not transport.draining
+        ):  # left between the pick and here: nobody will tell us again
             self._forget(subchannel, transport)
             transport.draining = True
         return transport

@@ -21,7 +21,8 @@ class Handle:
 
     def __init__(self, count: int, service: bool = False) -> None:
         made = [
-            Subchannel(Endpoint(address=f"10.0.0.{n + 1}", port=80), threading.Lock()) for n in range(count + 1)
+            Subchannel(Endpoint(address=f"10.0.0.{n + 1}", port=80), threading.Lock())
+            for n in range(count + 1)
         ]
         self.subchannels, self.service = made[:-1], made[-1] if service else None
         self.reported = 0

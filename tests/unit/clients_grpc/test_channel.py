@@ -36,7 +36,9 @@ def test_an_old_grpcio_is_not_given_what_it_does_not_know() -> None:
             return (method, serializer, deserializer)
 
     class New:
-        def unary_unary(self, method: str, s: Any = None, d: Any = None, _registered_method: bool = False) -> Any:
+        def unary_unary(
+            self, method: str, s: Any = None, d: Any = None, _registered_method: bool = False
+        ) -> Any:
             return (method, _registered_method)
 
     make = factory("unary_unary", "/m", 1, 2, True)
