@@ -191,7 +191,8 @@ class FakeApiServer:
 
     def send(self, resource: str, raw: bytes | Mapping[str, Any]) -> None:
         """A line, or raw bytes, to every open watch of a resource (``endpointslices``)."""
-        data = raw if isinstance(raw, bytes) else json.dumps(raw).encode() + b"\n"
+        # Without a space after the colon, which tells it from the lines that selectors apply to.
+        data = raw if isinstance(raw, bytes) else json.dumps(raw, separators=(",", ":")).encode() + b"\n"
         for queue in self._stores[resource].watchers:
             queue.put_nowait(data)
 
