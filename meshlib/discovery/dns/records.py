@@ -72,7 +72,9 @@ class Answer:
     )
     server: str = ""  #: ``ip:port`` that gave it; ``hosts`` for the hosts file
     canonical: str = ""  #: the end of the CNAME chain; empty: the name itself
-    chain_ttl: int | None = None  #: for a negative: the least TTL of the CNAMEs that led to it; None: there was none
+    chain_ttl: int | None = (
+        None  #: for a negative: the least TTL of the CNAMEs that led to it; None: there was none
+    )
     detail: str = ""  #: for people, for UNKNOWN: what each server said
     hopeless: bool = False  #: for UNKNOWN: every server actively refused, so waiting will not help soon
 

@@ -108,13 +108,21 @@ class Table:
             if delay > 0:
                 await row.alarm.wait(delay)
                 continue
-            answer, refused = screen(await self._ask(state.question, state.avoid), self._policy)
+            answer, refused = screen(await self._reply(state), self._policy)
             self._note_refused(row, refused)
             failing = state.failures > 0
             change = state.feed(answer, now(), self._context.random())
             self._report(row, change, failing)
             for listener in tuple(row.listeners):
                 listener()
+
+    async def _reply(self, state: QuestionState) -> Answer:
+        try:
+            return await self._ask(state.question, state.avoid)
+        except (
+            Exception
+        ) as error:  # a fault of ours must not end the refreshes of a name: it is told like a server's
+            return Answer(Kind.UNKNOWN, rcode="ERROR", detail=repr(error))
 
     def _note_refused(self, row: Row, refused: tuple[tuple[str, str], ...]) -> None:
         row.skipped += len(refused)

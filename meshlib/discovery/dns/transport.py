@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -25,6 +26,9 @@ TCP_TIMEOUT = 3.0
 PARALLEL = 16
 #: CNAMEs that a server which does not recurse leaves to us; chains in the field are 1-3 long.
 MAX_CHASE = 8
+
+#: Errors of this process or host, which say nothing about the server and may pass soon.
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 _Exchange = Callable[[Question, str, bool], Awaitable[Answer]]
 
@@ -104,7 +108,8 @@ class Asker:
         except (Mismatch, Truncated, asyncio.IncompleteReadError) as error:
             return _unknown(server, "GARBAGE", str(error) or type(error).__name__)
         except OSError as error:
-            return _unknown(server, "UNREACHABLE", error.strerror or type(error).__name__)
+            rcode = "LOCAL" if error.errno in _OURS else "UNREACHABLE"
+            return _unknown(server, rcode, error.strerror or type(error).__name__)
 
     async def _with_edns(
         self, question: Question, server: str, exchange: _Exchange, timeout: float
@@ -147,7 +152,8 @@ class Asker:
             (length,) = struct.unpack("!H", await reader.readexactly(2))
             reply = await reader.readexactly(length)
         finally:
-            writer.close()
+            # The reply is complete or not wanted any more: nothing is left to be sent, so nothing to wait for.
+            writer.transport.abort()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
         if length <= EDNS_PAYLOAD:

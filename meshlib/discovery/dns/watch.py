@@ -72,6 +72,7 @@ class DnsWatch:
         self._held: dict[Question, Row] = {}
         self._followed = ""  #: the absolute name being followed, without the SRV prefix
         self._provisional = False  #: followed only because its reply was unusable: walk again once it speaks
+        self._walking: frozenset[Question] = frozenset()  #: held for a walk under way
         self._walked: tuple[str, ...] = ()
         self._walk_at = math.inf
         self._walked_absent = False
@@ -96,6 +97,7 @@ class DnsWatch:
             return
         self._closed = True
         self.task.cancel()
+        self._walking = frozenset()
         self._hold_only(frozenset())
 
     @property
@@ -164,6 +166,7 @@ class DnsWatch:
         while not walk.done:
             kind, servfail = await self._settle(walk.current)
             walk.feed(kind, servfail)
+        self._walking = frozenset()
         self._walked, self._tried = names, walk.tried
         now = self._context.now()
         self._walk_at = math.inf
@@ -195,7 +198,9 @@ class DnsWatch:
 
     async def _settle(self, name: str) -> tuple[Kind, bool]:
         """Ask for ``name`` and wait for the replies; a family may be late by FAMILY_GRACE if the other has records."""
-        rows = [self._hold(question) for question in self._questions(name)]
+        questions = self._questions(name)
+        self._walking |= frozenset(questions)
+        rows = [self._hold(question) for question in questions]
         grace_ends = math.inf
         while not all(row.answered for row in rows):
             now = self._context.now()
@@ -236,7 +241,7 @@ class DnsWatch:
         return row
 
     def _hold_only(self, questions: frozenset[Question]) -> None:
-        for question in [held for held in self._held if held not in questions]:
+        for question in [held for held in self._held if held not in questions | self._walking]:
             del self._held[question]
             self._shared.table.release(question, self._alarm.call)
 

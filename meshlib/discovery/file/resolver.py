@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import xxhash
@@ -91,7 +92,14 @@ class FileSource:
 
     async def _run(self) -> None:
         while True:
-            state = await self._context.run_blocking(scan, self.path, self._state, RELAXED)
+            try:
+                state = await self._context.run_blocking(scan, self.path, self._state, RELAXED)
+            except (
+                Exception
+            ) as error:  # whatever a hostile file makes a parser raise: the last good state stays
+                problem = DataError(self.path, f"cannot be read: {error!r}")
+                known = self._state.problem
+                state = self._state if str(known) == str(problem) else replace(self._state, problem=problem)
             if self._registry is None or state is not self._state:
                 self._take(state)
             await self._context.sleep(self._poll)

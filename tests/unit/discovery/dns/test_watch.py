@@ -489,6 +489,49 @@ def test_srv_search_walk(play: Callable[..., World]) -> None:
     play(body)
 
 
+def test_srv_walk_again_keeps_both_names_asked(play: Callable[..., World]) -> None:
+    """While an earlier suffix is tried again, slowly, the found name is followed on; then the earlier one wins."""
+
+    async def body(stage: Stage) -> None:
+        early, late = f"_http._tcp.{FQDN}", "_http._tcp.orders.cluster.local"
+        stage.dns.set(late, SRV=srv((0, 1, 80, "a.test")))
+        stage.dns.set("a.test", A=a("10.0.0.1"))
+        stage.watch("dns+srv:///_http._tcp.orders")
+        await asyncio.sleep(1)
+        stage.dns.latency[early, "SRV"] = 10.0
+        stage.dns.set(early, SRV=srv((0, 1, 80, "b.test"), glue={"b.test": ("10.0.0.9",)}))
+        await asyncio.sleep(62)
+        stage.dns.set("a.test", A=a("10.0.0.2"))
+        await asyncio.sleep(5)
+        assert stage.world.addresses() == ["10.0.0.2:80"]
+        await asyncio.sleep(10)
+        assert stage.world.addresses() == ["10.0.0.9:80"]
+
+    play(body)
+
+
+def test_a_fault_of_the_asker_is_a_failure_like_any_other(
+    play: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception where none should be does not end the refreshes of a name: it is told, and the set stays."""
+
+    async def body(stage: Stage) -> None:
+        stage.dns.set("db.test", A=a("10.0.0.1"))
+        stage.watch("dns:///db.test.:80")
+        await asyncio.sleep(1)
+        good = stage.dns.table
+        monkeypatch.setattr(stage.dns, "table", None)
+        await asyncio.sleep(20)
+        assert isinstance(stage.world.last, Failure)
+        assert "TypeError" in str(stage.world.last.error) or "AttributeError" in str(stage.world.last.error)
+        monkeypatch.setattr(stage.dns, "table", good)
+        stage.dns.set("db.test", A=a("10.0.0.2"))
+        await asyncio.sleep(31)
+        assert stage.world.addresses() == ["10.0.0.2:80"]
+
+    play(body)
+
+
 def test_many_targets_share_one_question(play: Callable[..., World]) -> None:
     """Single flight: fifty targets on one name cost one query per family and TTL; the last to close stops them."""
 
