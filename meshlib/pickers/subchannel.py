@@ -24,6 +24,10 @@ FAILURE_PENALTY = 5.0
 #: free of cost whatever its in-flight count. Below any real answer, loopback included.
 LEAST_LATENCY = 1e-6
 
+#: A sample so little above the faded estimate leaves it as it is, so that an endpoint that always takes the
+#: same time does not cost a lock for every request. Half a second's fading, and less than latencies vary.
+TOLERANCE = 1.05
+
 Watcher = Callable[["Subchannel"], None]
 
 
@@ -99,16 +103,14 @@ class Subchannel:
         """
         if failed and latency < FAILURE_PENALTY:
             latency = FAILURE_PENALTY
-        # Most samples are below the fading peak and change nothing, so the lock is only taken for those that
-        # are not.
-        if latency > self.ewma * exp((self.ewma_at - now) / DECAY):
+        # Most samples are below the fading peak and change nothing: the lock is only taken for those that do.
+        if latency > self.ewma * exp((self.ewma_at - now) / DECAY) * TOLERANCE:
             self._rise(now, latency)
 
     def _rise(self, now: float, latency: float) -> None:
         with self.lock:
-            if latency > self.ewma * exp(
-                (self.ewma_at - now) / DECAY
-            ):  # again: another thread may have been faster
+            # Once more: another thread may have been faster.
+            if latency > self.ewma * exp((self.ewma_at - now) / DECAY):
                 latency = max(latency, LEAST_LATENCY)
                 self.ewma_at = now
                 self.ewma = latency

@@ -45,8 +45,18 @@ def schedule(weights: Sequence[int]) -> list[int]:
 
 
 class WeightedRoundRobin(RotationPicker):
+    """Starts anywhere in the period, at random; goes on with its predecessor's turns when the schedule is the same."""
+
     contract: ClassVar[ContractClass] = ContractClass.WEIGHTED
     __slots__ = ()
+
+    def __init__(self, subchannels: Sequence[Subchannel], context: PickerContext) -> None:
+        members = weighted(subchannels)
+        order = [members[i] for i in schedule([s.endpoint.weight for s in members])]
+        super().__init__(subchannels, order, int(context.random() * len(order)))
+        previous = context.previous
+        if isinstance(previous, WeightedRoundRobin) and previous.order == self.order:
+            self.turns = previous.turns
 
 
 class WeightedRoundRobinBuilder:
@@ -58,9 +68,7 @@ class WeightedRoundRobinBuilder:
         return None
 
     def build(self, subchannels: Sequence[Subchannel], config: object, context: PickerContext) -> Picker:
-        members = weighted(subchannels)
-        order = [members[i] for i in schedule([s.endpoint.weight for s in members])]
-        return WeightedRoundRobin(subchannels, order, context)
+        return WeightedRoundRobin(subchannels, context)
 
 
 BUILDER = WeightedRoundRobinBuilder()

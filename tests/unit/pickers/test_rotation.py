@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from itertools import islice
 
 import pytest
 
 from meshlib.pickers.base import PickerContext, PickInfo
 from meshlib.pickers.round_robin import BUILDER as ROUND_ROBIN
+from meshlib.pickers.round_robin import Turns
 from meshlib.pickers.weighted_round_robin import BUILDER as WEIGHTED
 from meshlib.pickers.weighted_round_robin import MAX_PERIOD, schedule
-from meshlib.testing.contracts import build, subchannels
+from meshlib.testing.contracts import build, chi_square, chi_square_limit, subchannels
 
 
 def test_each_in_turn_from_a_random_start() -> None:
@@ -28,14 +30,39 @@ def test_each_in_turn_from_a_random_start() -> None:
 
 
 def test_successor_goes_on() -> None:
-    """After an update the turn goes on, so that frequent updates do not favour anybody."""
-    members = subchannels(3)
-    picker = build(ROUND_ROBIN, {}, members)
+    """After an update the turn goes on, so that frequent updates do not favour anybody, even when the set changes."""
+    members = subchannels(4)
+    for builder in (ROUND_ROBIN, WEIGHTED):
+        picker = build(builder, {}, members)
+        counted = Counter()
+        for seed in range(400):
+            picker = build(builder, {}, members, seed=seed, previous=picker)
+            counted[picker.pick()] += 1
+        assert set(counted.values()) == {100}
+    picker = build(ROUND_ROBIN, {}, members[:3])
+    first = picker.pick()
+    grown = build(ROUND_ROBIN, {}, members, previous=picker)
+    following = members.index(first) + 1  # type: ignore[arg-type]
+    assert grown.pick() is members[following % 3]
+
+
+def test_frequent_changes_of_weights_keep_the_proportions() -> None:
+    """A schedule that changes before each pick starts anywhere, so that nobody is favoured or starves."""
+    members = subchannels([1, 1, 2, 4])
+    picker = build(WEIGHTED, {}, members)
     counted = Counter()
-    for seed in range(300):
-        picker = build(ROUND_ROBIN, {}, members, seed=seed, previous=picker)
+    for seed in range(4000):
+        several = members if seed % 2 else list(reversed(members))
+        picker = build(WEIGHTED, {}, several, seed=seed, previous=picker)
         counted[picker.pick()] += 1
-    assert set(counted.values()) == {100}
+    assert chi_square(counted, members) <= chi_square_limit(3)
+
+
+def test_turns_without_the_gil() -> None:
+    """The iterator for free-threaded interpreters goes round like a cycle, and is empty for no members."""
+    members = subchannels(3)
+    assert list(islice(Turns(members), 7)) == [*members, *members, members[0]]
+    assert list(Turns([])) == []
 
 
 def test_threads_share_the_turns_exactly() -> None:

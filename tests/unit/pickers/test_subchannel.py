@@ -29,10 +29,11 @@ def test_higher_sample_is_taken_at_once_and_lower_ones_only_when_it_has_faded(su
     subchannel.observe(0.0, 0.01)
     subchannel.observe(1.0, 0.1)
     assert subchannel.ewma == 0.1
-    subchannel.observe(1.0 + DECAY, 0.1 / math.e - 0.001)
-    assert (subchannel.ewma, subchannel.ewma_at) == (0.1, 1.0)
-    subchannel.observe(1.0 + DECAY, 0.1 / math.e + 0.001)
-    assert subchannel.ewma == pytest.approx(0.1 / math.e + 0.001)
+    for below in (0.5, 0.99, 1.04):  # a little above it is not worth a change
+        subchannel.observe(1.0 + DECAY, 0.1 / math.e * below)
+        assert (subchannel.ewma, subchannel.ewma_at) == (0.1, 1.0)
+    subchannel.observe(1.0 + DECAY, 0.1 / math.e * 1.06)
+    assert subchannel.ewma == pytest.approx(0.1 / math.e * 1.06)
 
 
 def test_failure_counts_as_five_seconds_or_more(subchannel: Subchannel) -> None:
