@@ -17,7 +17,6 @@ LIBRARIES = {"httpx": "httpcore"}
 #: What we read of a connection pool, besides its public names.
 _POOL_STATE = (
     "_ssl_context",
-    "_proxy",
     "_max_connections",
     "_max_keepalive_connections",
     "_keepalive_expiry",
@@ -48,10 +47,13 @@ class Flavour:
 
     def is_direct_pool(self, pool: object) -> bool:
         """A plain pool that dials the URL's host itself: no proxy, no Unix socket, none of ours."""
-        kind = type(pool)
+        kind: Any = type(pool)
         if kind is not self.core.ConnectionPool and kind is not self.core.AsyncConnectionPool:
-            return False
-        return pool._proxy is None and pool._uds is None  # type: ignore[attr-defined]
+            return False  # proxies are subclasses
+        inside: Any = pool
+        return (
+            inside._uds is None and getattr(inside, "_proxy", None) is None
+        )  # httpcore before 1.0.6 has no _proxy
 
     def is_mocked(self, pool: object) -> bool:
         """Whether somebody patched the pool's class (respx does): the mock must see the logical URL, not an address."""
