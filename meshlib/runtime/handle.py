@@ -148,6 +148,11 @@ class TargetHandle:
 
     # -- looking -------------------------------------------------------------------------------------------------
 
+    def try_start(self) -> None:
+        """Start the watch without picking, unless the Mesh was closed meanwhile."""
+        if self._live is None and not self.mesh.closed:
+            self._start()
+
     @property
     def state(self) -> State:
         """The published state; starts the watch if need be. Never blocks."""

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from meshlib.discovery.base import ResolverBuilder
 from meshlib.discovery.dns import lookup as dns_lookup
-from meshlib.errors import MeshClosed
+from meshlib.errors import DiscoveryError, MeshClosed
 from meshlib.model.slices import EndpointSlice
 from meshlib.model.target import Target
 from meshlib.model.update import Snapshot
@@ -95,9 +95,16 @@ class Mesh:
         """Seconds of the runtime's monotonic clock."""
         return SYSTEM.now()
 
-    def release(self, handle: TargetHandle) -> None:
-        """Stop watching a target; a later use of the handle starts it again."""
-        handle.stop()
+    def find_first(self, candidates: Sequence[Target], tell: Callable[[Target | None], None]) -> None:
+        """Ask DNS in the background which exists, in order; ``tell`` gets it or None, on the control thread."""
+        self._check_open()
+        runtime = process.enter(self)
+        lookup = self._lookup(runtime)
+
+        def ask() -> None:
+            runtime.control.spawn(_first_found(lookup, candidates, tell), name="short name")
+
+        runtime.control.call(ask)
 
     @property
     def handles(self) -> tuple[TargetHandle, ...]:
@@ -210,7 +217,18 @@ class Mesh:
             "k8s": {"allow_kubeconfig": True, **self.config.discovery.get("k8s", {})},
         }
         policy, builder = self.policy, _Builders(self._resolvers)
-        context = runtime.context(tables.get("dns", {}), policy)
+        return TargetWatch(
+            balancer,
+            resolver=lambda scheme: runtime.resolver(builder(scheme), scheme, tables.get(scheme, {}), policy),
+            defaults=self.defaults,
+            lookup=self._lookup(runtime),
+            spawn=lambda coroutine, name: runtime.control.spawn(coroutine, name=name),
+            sleep=asyncio.sleep,
+            sync_timeout=self.config.sync_timeout,
+        )
+
+    def _lookup(self, runtime: process.ProcessRuntime) -> DnsFallback:
+        context = runtime.context(self.config.discovery.get("dns", {}), self.policy)
 
         async def addresses(host: str) -> tuple[str, ...]:
             return await dns_lookup.addresses(host, context, DNS_TIMEOUT)
@@ -218,15 +236,7 @@ class Mesh:
         async def srv(name: str) -> tuple[tuple[str, int], ...]:
             return await dns_lookup.srv(name, context, DNS_TIMEOUT)
 
-        return TargetWatch(
-            balancer,
-            resolver=lambda scheme: runtime.resolver(builder(scheme), scheme, tables.get(scheme, {}), policy),
-            defaults=self.defaults,
-            lookup=DnsFallback(self.defaults, policy, addresses, srv),
-            spawn=lambda coroutine, name: runtime.control.spawn(coroutine, name=name),
-            sleep=asyncio.sleep,
-            sync_timeout=self.config.sync_timeout,
-        )
+        return DnsFallback(self.defaults, self.policy, addresses, srv)
 
     def _decide_again(self) -> None:
         """Our own place became known: targets that stood back for lack of it go on to the pods (control thread)."""
@@ -240,6 +250,20 @@ class Mesh:
 
     def _parse_settings(self, settings: TargetSettings) -> None:
         picker_builder(settings.picker).parse_config(settings.settings, f"{settings.where}: ")
+
+
+async def _first_found(
+    lookup: DnsFallback, candidates: Sequence[Target], tell: Callable[[Target | None], None]
+) -> None:
+    for target in candidates:
+        try:
+            found = await lookup(target)
+        except (OSError, TimeoutError, DiscoveryError):
+            break  # the resolver would not go on either; asked again when the negative answer has expired
+        if found:
+            tell(target)
+            return
+    tell(None)
 
 
 class _Builders:

@@ -12,7 +12,7 @@ from cachetools import TTLCache
 
 from meshlib.errors import NotSynced, ServiceNotFound, UnknownPort
 from meshlib.model.hosts import HostKind, HostMatch, match_host
-from meshlib.runtime.balancer import Way
+from meshlib.model.target import Target
 from meshlib.runtime.config import alias_targets
 
 if TYPE_CHECKING:
@@ -21,21 +21,23 @@ if TYPE_CHECKING:
 
 #: Hosts remembered; a crawler that visits more starts over (each entry is rebuilt in microseconds).
 MAX_ENTRIES = 4096
-#: How long "no such Service" is believed for a short name, seconds, before a use asks again. A Service created under a
-#: short name that was tried before is picked up this late; until then its calls take the bare path, which works.
+#: How long "no such Service" is believed for a short name, seconds, before a use asks DNS again. A Service created
+#: under a short name that was tried before is picked up this late; until then its calls take the bare path.
 NEGATIVE_TTL = 30.0
 
 _BARE_PATH = (UnknownPort, ServiceNotFound)
 
 
 class _Entry:
-    """One (scheme, host, port): whose it is."""
+    """One (scheme, host, port): whose it is. ``handle`` of a short name is set once DNS has found its Service."""
 
-    __slots__ = ("candidates", "kind")
+    __slots__ = ("asking", "handle", "kind", "targets")
 
-    def __init__(self, match: HostMatch, handles: tuple[TargetHandle, ...]) -> None:
+    def __init__(self, match: HostMatch, handle: TargetHandle | None) -> None:
         self.kind = match.kind
-        self.candidates = handles
+        self.targets = match.targets
+        self.handle = handle
+        self.asking = False
 
 
 class UrlTable:
@@ -45,18 +47,23 @@ class UrlTable:
         self._mesh = mesh
         self._lock = threading.Lock()
         self._entries: dict[tuple[str, str, int | None], _Entry] = {}
-        self._refused: TTLCache[_Entry, bool] = TTLCache(MAX_ENTRIES, NEGATIVE_TTL, timer=mesh.now)
+        self._absent: TTLCache[_Entry, bool] = TTLCache(MAX_ENTRIES, NEGATIVE_TTL, timer=mesh.now)
         self._aliases = alias_targets(mesh.config, mesh.defaults)
 
     def find(self, scheme: str, host: str, port: int | None) -> TargetHandle | None:
         entry = self._entries.get((scheme, host, port)) or self._make(scheme, host, port)
-        if entry.kind is HostKind.NOT_OURS:
-            return None
-        if entry.kind is HostKind.ALIAS:
-            return entry.candidates[0]
-        if entry.kind is HostKind.CLUSTER:
-            return self._unless_bare(entry.candidates[0])
-        return self._short(entry)
+        handle = entry.handle
+        if entry.kind is HostKind.SHORT:
+            if handle is None:
+                self._ask(entry)
+                return None
+            if not handle.state.settled:
+                return (
+                    None  # until it is known, the bare path: no request waits for a name that may not be ours
+                )
+        if handle is None or entry.kind is HostKind.ALIAS:
+            return handle
+        return self._unless_bare(handle)
 
     def match(self, scheme: str, host: str, port: int | None) -> HostMatch:
         """The pure answer, with its reason (``meshlib check-url``)."""
@@ -65,6 +72,8 @@ class UrlTable:
 
     def after_fork(self) -> None:
         self._lock = threading.Lock()
+        for entry in self._entries.values():
+            entry.asking = False  # whoever asked stayed in the parent
 
     def _unless_bare(self, handle: TargetHandle) -> TargetHandle | None:
         """A cluster host that meshlib cannot serve takes the bare path, where DNS and the kernel decide (D2, D3)."""
@@ -75,33 +84,29 @@ class UrlTable:
                 return None
         return handle
 
-    def _short(self, entry: _Entry) -> TargetHandle | None:
-        """The first candidate that exists, asking in resolver order; None until it is known."""
+    def _ask(self, entry: _Entry) -> None:
+        """Have DNS asked in the background, as the pod's own resolver would be: no API server is asked about names that
+        are not Services, such as ``example.com`` under ndots:5."""
         with self._lock:
-            if entry in self._refused:
-                return None
-        for handle in entry.candidates:
-            state = handle.state
-            if not state.settled:
-                return None
-            if handle.synced:
-                if state.error is None or not isinstance(state.error(), _BARE_PATH):
-                    return handle
-                if isinstance(state.error(), UnknownPort):
-                    return None  # it exists, and DNS would give its address: the bare path
-            elif handle.balancer.way is Way.DNS:
-                return handle
-            else:
-                return None
+            if entry.asking or entry in self._absent:
+                return
+            entry.asking = True
+        self._mesh.find_first(entry.targets, lambda found: self._answered(entry, found))
+
+    def _answered(self, entry: _Entry, found: Target | None) -> None:
+        handle = self._mesh.target(found) if found is not None else None
+        if handle is not None:
+            handle.try_start()
         with self._lock:
-            self._refused[entry] = True
-        for handle in entry.candidates:
-            self._mesh.release(handle)
-        return None
+            entry.handle = handle
+            entry.asking = False
+            if handle is None:
+                self._absent[entry] = True
 
     def _make(self, scheme: str, host: str, port: int | None) -> _Entry:
         match = self.match(scheme, host, port)
-        entry = _Entry(match, tuple(self._mesh.target(target) for target in match.targets))
+        sure = match.target  # of an alias or a cluster host; a short name has to be asked for
+        entry = _Entry(match, self._mesh.target(sure) if sure is not None else None)
         with self._lock:
             if len(self._entries) >= MAX_ENTRIES:
                 self._entries.clear()

@@ -6,11 +6,12 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from meshlib.discovery.dns import lookup
 from meshlib.errors import (
     ConfigError,
     MeshClosed,
@@ -20,6 +21,7 @@ from meshlib.errors import (
     TargetError,
 )
 from meshlib.model.service import ServiceType
+from meshlib.model.target import TargetDefaults
 from meshlib.model.update import DoesNotExist, Failure
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime import process
@@ -388,50 +390,59 @@ def test_an_absent_service_takes_the_bare_path(mesh: Mesh, resolver: ManualResol
     assert mesh.for_url("http", "orders.shop.svc", None) is None
 
 
-def pod_mesh(resolver: ManualResolver) -> Mesh:
-    from meshlib.model.target import TargetDefaults
-    from meshlib.runtime.names import UrlTable
+@pytest.fixture
+def pod_mesh(resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mesh]:
+    """A Mesh as in a pod of namespace shop; DNS there knows the Service orders only."""
+    asked: list[str] = []
 
-    mesh = Mesh(config=config(), resolvers={"k8s": resolver})
-    mesh.defaults = TargetDefaults(
+    async def addresses(host: str, context: object, timeout: float) -> tuple[str, ...]:
+        asked.append(host)
+        return ("10.96.0.10",) if host == "orders.shop.svc.cluster.local" else ()
+
+    monkeypatch.setattr(lookup, "addresses", addresses)
+    defaults = TargetDefaults(
         namespace="shop",
         search=("shop.svc.cluster.local", "svc.cluster.local", "cluster.local"),
         ndots=5,
     )
-    mesh._urls = UrlTable(mesh)
-    return mesh
+    monkeypatch.setattr("meshlib.runtime.mesh.target_defaults", lambda config: defaults)
+    with Mesh(config=config(), resolvers={"k8s": resolver}) as mesh:
+        mesh.asked = asked  # type: ignore[attr-defined]
+        yield mesh
 
 
-def test_a_short_name_is_ours_once_its_service_is_known(resolver: ManualResolver) -> None:
-    """Until then the bare path; the first use starts the look."""
+def eventually(condition: Callable[[], object]) -> None:
+    pause = threading.Event()
+    for _ in range(2000):
+        if condition():
+            return
+        pause.wait(0.005)
+    raise AssertionError("it did not become true")
+
+
+def test_a_short_name_is_ours_once_its_service_is_known(pod_mesh: Mesh, resolver: ManualResolver) -> None:
+    """The bare path until DNS and then discovery know it; nobody waits."""
+    assert pod_mesh.for_url("http", "orders", None) is None
+    eventually(lambda: resolver.watched)
+    assert pod_mesh.for_url("http", "orders", None) is None
     resolver.endpoints("shop/orders", ["10.0.0.1:80"])
-    with pod_mesh(resolver) as mesh:
-        first = mesh.for_url("http", "orders", None)
-        handle = first
-        deadline = threading.Event()
-        for _ in range(1000):
-            handle = mesh.for_url("http", "orders", None)
-            if handle is not None:
-                break
-            deadline.wait(0.01)
-        assert handle is not None
-        assert handle.target.namespace == "shop"
+    eventually(lambda: pod_mesh.for_url("http", "orders", None))
+    handle = pod_mesh.for_url("http", "orders", None)
+    assert handle is not None
+    assert addresses(handle) == {"10.0.0.1:80"}
 
 
-def test_an_unknown_short_name_is_left_alone(resolver: ManualResolver) -> None:
-    """A name that is no Service is cached as such, and its watches are given up."""
-    resolver.publish("shop/google", DoesNotExist("no such Service"))
-    with pod_mesh(resolver) as mesh:
-        pause = threading.Event()
-        for _ in range(1000):
-            assert mesh.for_url("http", "google", None) is None
-            if not resolver._watchers.get("shop/google", [None]):
-                break
-            pause.wait(0.01)
-        assert resolver._watchers["shop/google"] == []
-        watched = len(resolver.watched)
-        assert mesh.for_url("http", "google", None) is None
-        assert len(resolver.watched) == watched
+def test_a_foreign_short_name_is_asked_of_dns_once_and_of_no_api(
+    pod_mesh: Mesh, resolver: ManualResolver
+) -> None:
+    """example.com under ndots:5: the look-ups that the pod's resolver makes too, cached, and no watch."""
+    asked = pod_mesh.asked  # type: ignore[attr-defined]
+    assert pod_mesh.for_url("https", "example.com", None) is None
+    eventually(lambda: len(asked) == 2)
+    eventually(lambda: not pod_mesh._urls._entries["https", "example.com", None].asking)
+    assert pod_mesh.for_url("https", "example.com", None) is None
+    assert asked == ["example.com.shop.svc.cluster.local", "example.com.svc.cluster.local"]
+    assert not resolver.watched
 
 
 def test_a_headless_service_by_host_takes_the_port_verbatim(mesh: Mesh, resolver: ManualResolver) -> None:
