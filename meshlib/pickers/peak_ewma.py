@@ -54,7 +54,7 @@ class PeakEwma(TwoChoicesPicker):
         i = k // others
         chosen = self._twice[i]
         other = self._twice[i + 1 + k % others]
-        # False for NaN too: the short way is for two endpoints with samples and estimates that are not far
+        # False without samples too: the short way is for two endpoints with samples and estimates that are not far
         # apart.
         if -FAR_APART < (worse := other.rank - chosen.rank) < FAR_APART:
             if exp(worse) * (other.inflight + 1) < chosen.inflight + 1:

@@ -19,7 +19,7 @@ def subchannel() -> Subchannel:
 def test_first_sample_is_the_estimate(subchannel: Subchannel) -> None:
     """Before any sample there is no estimate; the first one is taken as it is, whatever the clock says."""
     assert subchannel.ewma < 0
-    assert math.isnan(subchannel.rank)
+    assert subchannel.rank == -math.inf
     subchannel.observe(123456.0, 0.02)
     assert (subchannel.ewma, subchannel.ewma_at) == (0.02, 123456.0)
 
