@@ -515,6 +515,50 @@ def test_churn_under_load_loses_nothing(mesh: Shop, backends: Backends) -> None:
     assert mesh.inflight == 0
 
 
+def test_rolling_restart_loses_no_call(mesh: Shop, backends: Backends) -> None:
+    """Servers stop gracefully and start again, one by one, under calls of every kind: nobody sees a lost connection.
+
+    A server that goes away may itself answer CANCELLED to a call that reaches it at that moment, as to a bare channel.
+    """
+    servers = backends.grpc(3)
+    mesh.serve(servers)
+    mesh.known()
+    channel = mesh.channel()
+    stop = threading.Event()
+    seen: Counter[grpc.StatusCode] = Counter()
+    kinds = (
+        lambda: channel.unary_unary(UU)(b"x", timeout=30),
+        lambda: channel.unary_unary(UU).future(b"x", timeout=30).result(),
+        lambda: list(channel.unary_stream(US)(b"x", timeout=30)),
+        lambda: channel.stream_unary(SU)(iter([b"a", b"b"]), timeout=30),
+    )
+
+    def work(call: Any) -> Counter[grpc.StatusCode]:
+        codes: Counter[grpc.StatusCode] = Counter()
+        while not stop.is_set():
+            try:
+                call()
+                codes[grpc.StatusCode.OK] += 1
+            except grpc.RpcError as error:
+                codes[error.code()] += 1
+        return codes
+
+    with ThreadPoolExecutor(4) as threads:
+        workers = [threads.submit(work, kind) for kind in kinds]
+        for server in (*servers, *servers):
+            server.stop(5)
+            time.sleep(0.05)
+            server.start()
+            served = server.requests
+            eventually(lambda: server.requests > served)  # noqa: B023
+        stop.set()
+        for worker in workers:
+            seen += worker.result(30)
+    assert set(seen) <= {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
+    assert seen[grpc.StatusCode.OK] <= sum(server.requests for server in servers) <= seen.total()
+    eventually(lambda: mesh.inflight == 0)
+
+
 # -- fork ------------------------------------------------------------------------------------------------------------
 
 

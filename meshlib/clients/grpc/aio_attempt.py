@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from meshlib.clients.grpc.aio_pool import LoopPool
+from meshlib.clients.grpc.aio_pool import LoopPool, at_once
 from meshlib.clients.grpc.attempts import Attempts
 from meshlib.clients.grpc.pool import Bound
 from meshlib.clients.grpc.status import (
@@ -73,6 +73,9 @@ class AioAttempts:
         self._start = start
         self._request = request
         self._gated = streaming and request is not None
+        #: A call adopted on a connected endpoint may still find the connection gone; of a request stream nobody knows
+        #: then what was taken from it.
+        self._revocable = not streaming
         self.call: Any = None
         self.completion: Completion | None = None
         self.error: MeshRpcError | None = None
@@ -84,8 +87,37 @@ class AioAttempts:
         self._task: asyncio.Task[None] | None = None
 
     def adopt(self, bound: Bound, completion: Completion, timeout: float | None) -> None:
-        """Start on a connected endpoint: no driving needed, the attempt decides."""
-        self._decide(self._start(bound, self._request, timeout), completion)
+        """Start on a connected endpoint: no driving needed; the attempt decides, unless its connection just went."""
+        self.call = self._start(bound, self._request, timeout)
+        self.completion = completion
+        self.settled.set_result(None)
+        self._pool.running.add(completion)
+        self.call.add_done_callback(partial(self._adopted_ended, completion))
+
+    def _adopted_ended(self, completion: Completion, call: Any) -> None:
+        self._pool.running.discard(completion)
+        code = at_once(call.code())
+        if code is grpc.StatusCode.UNAVAILABLE and self._revocable and not call.cancelled():
+            details = at_once(call.details())
+            if is_refusal(code, details, completion.transport.target) and not is_local(details):
+                completion.responded(True)
+                completion.done(True)
+                following = self.attempts.after_refusal(completion.lease.subchannel)
+                if following is not None or self.attempts.wait_for_ready:
+                    self.call = None
+                    self.settled = self._pool.loop.create_future()
+                    self.drive(following)
+                    return
+        completion.ended(code)
+        self._finish()
+
+    def decides(self, call: Any) -> bool:
+        """Whether what ``call`` said stands; from here on it does."""
+        if self.call is not call:
+            return False
+        if call.done():
+            self._revocable = False
+        return True
 
     def drive(self, lease: Lease | None) -> None:
         """Start on ``lease``, or wait for one, in a task."""

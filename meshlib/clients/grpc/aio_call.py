@@ -1,6 +1,7 @@
-"""The asyncio call objects of a mesh channel: what the user holds while an endpoint is found, and for streams always.
+"""The asyncio call objects of a mesh channel.
 
-Each implements grpc.aio's interface of its kind and passes on to the attempt that decides.
+Each implements grpc.aio's interface of its kind and passes everything on to the attempt that decides. An attempt whose
+connection was refused is replaced before anybody sees it.
 """
 
 from __future__ import annotations
@@ -45,24 +46,30 @@ class _Call:
         return self._progress.call
 
     async def initial_metadata(self) -> Any:
-        call = await self._decided()
-        return await call.initial_metadata() if call is not None else grpc.aio.Metadata()
+        return await self._ask("initial_metadata", grpc.aio.Metadata)
 
     async def trailing_metadata(self) -> Any:
-        call = await self._decided()
-        return await call.trailing_metadata() if call is not None else grpc.aio.Metadata()
+        return await self._ask("trailing_metadata", grpc.aio.Metadata)
 
     async def code(self) -> Any:
-        call = await self._decided()
-        return await call.code() if call is not None else self._error.code()
+        return await self._ask("code", lambda: self._error.code())
 
     async def details(self) -> Any:
-        call = await self._decided()
-        return await call.details() if call is not None else self._error.details()
+        return await self._ask("details", lambda: self._error.details())
 
     async def debug_error_string(self) -> Any:
-        call = await self._decided()
-        return await call.debug_error_string() if call is not None else self._error.debug_error_string()
+        return await self._ask("debug_error_string", lambda: self._error.debug_error_string())
+
+    async def _ask(self, name: str, otherwise: Callable[[], Any]) -> Any:
+        """``name()`` of the call that decides; ``otherwise()`` when none ever did."""
+        while True:
+            call = await self._decided()
+            if call is None and self._error is not None:
+                return otherwise()
+            if call is not None:
+                answer = await getattr(call, name)()
+                if self._progress.decides(call):
+                    return answer
 
     async def wait_for_connection(self) -> None:
         call = await self._progress.deciding()
@@ -92,9 +99,15 @@ class _Call:
 
 class _UnaryResponse(_Call):
     def __await__(self) -> Generator[Any, Any, Any]:
-        call = yield from self._deciding().__await__()
-        response = yield from call.__await__()
-        return response
+        while True:
+            call = yield from self._deciding().__await__()
+            try:
+                response = yield from call.__await__()
+            except grpc.RpcError:
+                if self._progress.decides(call):
+                    raise
+            else:
+                return response
 
 
 class _StreamResponse(_Call):
@@ -112,18 +125,31 @@ class _StreamResponse(_Call):
         return iterator
 
     async def _responses(self) -> AsyncIterator[Any]:
-        call = await self._deciding()
-        async for response in call:
-            if not self._sampled:
-                self._sample()
-            yield response
+        while True:
+            call = await self._deciding()
+            try:
+                async for response in call:
+                    if not self._sampled:
+                        self._sample()
+                    yield response
+            except grpc.RpcError:
+                if self._progress.decides(call):
+                    raise
+            else:
+                return
 
     async def read(self) -> Any:
-        call = await self._deciding()
-        response = await call.read()
-        if not self._sampled and response is not grpc.aio.EOF:
-            self._sample()
-        return response
+        while True:
+            call = await self._deciding()
+            try:
+                response = await call.read()
+            except grpc.RpcError:
+                if self._progress.decides(call):
+                    raise
+            else:
+                if not self._sampled and response is not grpc.aio.EOF:
+                    self._sample()
+                return response
 
     def _sample(self) -> None:
         self._sampled = True

@@ -23,9 +23,8 @@ from meshlib.runtime.lease import Lease
 class AioMultiCallable:
     """One method of an asyncio mesh channel; usable on any loop (``pool`` gives the running loop's channels)."""
 
-    #: The call object of this kind, and whether its response (request) is a stream.
+    #: The call object of this kind, and whether its request is a stream.
     call_type: Any
-    streams_responses = False
     streams_requests = False
 
     def __init__(
@@ -50,7 +49,7 @@ class AioMultiCallable:
         wait_for_ready: bool | None,
         **others: Any,
     ) -> Any:
-        """Start now where a connected endpoint can be had, else a call object that finds one."""
+        """Start now on an endpoint that is connected; else in a task, which connects and may have to move on."""
         pool = self._pool()
         key = self._key(metadata) if self._key is not None else None
         lease: Lease | None
@@ -68,15 +67,6 @@ class AioMultiCallable:
             if bound.transport.channel.get_state() is not ChannelConnectivity.READY:
                 bound.transport.end()
                 bound = None
-            elif not self.streams_responses:
-                completion = Completion(lease, bound.transport)
-                try:
-                    call = bound.callable(request, timeout=timeout, metadata=metadata, **others)
-                except BaseException:
-                    completion.done()
-                    raise
-                pool.account_at_end(call, completion)
-                return call
 
         def start(bound: Bound, request: Any, left: float | None) -> Any:
             return bound.callable(request, timeout=left, metadata=metadata, **others)
@@ -158,7 +148,6 @@ class UnaryStream(_UnaryRequest, grpc.aio.UnaryStreamMultiCallable):  # type: ig
     """One request, a stream of responses."""
 
     call_type = UnaryStreamCall
-    streams_responses = True
 
 
 class StreamUnary(_StreamRequest, grpc.aio.StreamUnaryMultiCallable):  # type: ignore[type-arg]
@@ -171,4 +160,3 @@ class StreamStream(_StreamRequest, grpc.aio.StreamStreamMultiCallable):  # type:
     """A stream of requests, a stream of responses."""
 
     call_type = StreamStreamCall
-    streams_responses = True

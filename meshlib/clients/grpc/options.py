@@ -17,9 +17,9 @@ Options = Sequence[tuple[str, Any]]
 #: - reconnect back-off: core uses the minimum as the time limit of one connection attempt; its 20 s would let a
 #:   black-holed endpoint swallow the deadline although others could serve (1 s allows one lost SYN inside a cluster;
 #:   later attempts get more, because core uses the larger of this and the current back-off). The back-off itself starts
-#:   at 100 ms, the least that core allows, instead of 1 s: an endpoint that restarts must be back before the next one of
-#:   a rolling restart goes, else all are in back-off at once. It ends at 10 s instead of 120 s: a dead endpoint leaves
-#:   the set by discovery, one that comes back should not wait two minutes.
+#:   at 100 ms, the least that core allows, instead of 1 s: an endpoint that restarts must be back before the next one
+#:   of a rolling restart goes, else all are in back-off at once. It ends at 10 s instead of 120 s: a dead endpoint
+#:   leaves the set by discovery, one that comes back should not wait two minutes.
 DEFAULTS: tuple[tuple[str, Any], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
