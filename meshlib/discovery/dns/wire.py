@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import struct
 from dataclasses import replace
 
 import dns.exception
@@ -23,7 +24,14 @@ MAX_CHAIN = 16
 #: RFC 2181 section 8: a TTL is a 31-bit number; a larger one is to be read as 0.
 MAX_TTL = 2**31 - 1
 
+#: Replies with at least this many records are read directly; below it dnspython takes under half a millisecond.
+MANY = 20
+
 _IN = dns.rdataclass.IN
+#: QR, opcode, TC and rcode of the header, and their value in a whole, good reply to a query.
+_DECISIVE, _REPLY = 0xFA0F, 0x8000
+_TO_QUESTION = 0xC00C  # a compressed name: pointer to the question's, right after the header
+_RECORDS = {RecordType.A: struct.Struct("!HHHIH4s"), RecordType.AAAA: struct.Struct("!HHHIH16s")}
 
 
 class Truncated(Exception):
@@ -45,6 +53,9 @@ def query(question: Question, edns: bool) -> dns.message.QueryMessage:
 
 def decode(wire: bytes, sent: dns.message.QueryMessage, question: Question, server: str) -> Answer:
     """Decode the reply to ``sent``. Raises Truncated or Mismatch; everything else becomes an Answer."""
+    answer = _many(wire, sent, question, server)
+    if answer is not None:
+        return answer
     try:
         message = dns.message.from_wire(wire, ignore_trailing=True)
     except Exception as error:  # dnspython raises many types on garbage, its own and builtin ones
@@ -54,6 +65,40 @@ def decode(wire: bytes, sent: dns.message.QueryMessage, question: Question, serv
     if message.flags & dns.flags.TC:
         raise Truncated
     return interpret(message, question, server)
+
+
+def _many(wire: bytes, sent: dns.message.QueryMessage, question: Question, server: str) -> Answer | None:
+    """A long, plain A or AAAA reply read directly; None for every other, which dnspython reads.
+
+    Plain: NOERROR, whole, the question as sent, and only records of the question's own name (RFC 1035 4.1.4: a pointer
+    to offset 12) and type. A thousand records take dnspython 24 ms at each refresh, on the loop of all targets.
+    """
+    record = _RECORDS.get(question.type)
+    if record is None or len(wire) < 12:
+        return None
+    ident, flags, questions, count, _, _ = struct.unpack_from("!6H", wire)
+    asked = (sent.question[0].name.to_wire() or b"") + struct.pack("!HH", question.type.value, _IN)
+    start = 12 + len(asked)
+    end = start + count * record.size
+    if (
+        (ident, flags & _DECISIVE, questions) != (sent.id, _REPLY, 1)
+        or count < MANY
+        or end > len(wire)
+        or wire[12:start] != asked
+    ):
+        return None
+    expected = (_TO_QUESTION, question.type.value, int(_IN), record.size - 12)
+    found: set[bytes] = set()
+    least = MAX_TTL
+    for name, kind, cls, ttl, length, address in record.iter_unpack(wire[start:end]):
+        if (name, kind, cls, length) != expected:
+            return None
+        least = _minimum(least, ttl)
+        found.add(address)
+    addresses = tuple(sorted(str(ipaddress.ip_address(address)) for address in found))
+    return Answer(
+        Kind.RECORDS, addresses=addresses, ttl=least, rcode="NOERROR", server=server, canonical=question.name
+    )
 
 
 def interpret(message: dns.message.Message, question: Question, server: str) -> Answer:
