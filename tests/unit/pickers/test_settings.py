@@ -20,7 +20,7 @@ from meshlib.runtime.registry import picker_builder
         ("peak_ewma", {"slow_start_window": float("nan")}, "slow_start_window", "nan is not"),
         ("least_request", {"slow_start_window": -1}, "slow_start_window", "-1 is not"),
         ("least_request", {"slow_start": 1}, "slow_start", "known: slow_start_window"),
-        ("ring_hash", {"min_ring_size": 0}, "min_ring_size", "0 is not a whole number from 1 to 8388608"),
+        ("ring_hash", {"min_ring_size": 0}, "min_ring_size", "0 is not a whole number from 1 to 262144"),
         ("ring_hash", {"min_ring_size": 1024.0}, "min_ring_size", "1024.0 is not"),
         ("ring_hash", {"max_ring_size": 10**9}, "max_ring_size", "1000000000 is not"),
         (
@@ -36,6 +36,7 @@ from meshlib.runtime.registry import picker_builder
             "99 is not 0 (no bound) or a whole number",
         ),
         ("maglev", {"table_size": 65536}, "table_size", "65536 is not a prime number"),
+        ("maglev", {"table_size": 5_000_011}, "table_size", "from 2 to 655373"),
         ("maglev", {"table_size": [1] * 1000}, "table_size", "..."),
         ("rendezvous", {"hash_balance_factor": None}, "hash_balance_factor", "None is not"),
         ("maglev", {"x\n" * 200: 1}, "'x\\nx", "unknown"),
