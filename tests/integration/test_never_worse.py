@@ -27,6 +27,7 @@ sync_timeout = 0.5
 [address]
 allow_loopback = true
 """
+PATIENT = CONFIG.replace("sync_timeout = 0.5", "sync_timeout = 30")  # for tests that are about what is known
 
 
 class Scene:
@@ -326,7 +327,7 @@ def test_a_mesh_that_is_there_already_is_left_to_work(
             "service-address",
             [made["spec"]["clusterIP"]],
         )
-        ignoring = scene.pod({}, 'sidecar = "ignore"\n' + CONFIG, **environ)
+        ignoring = scene.pod({}, 'sidecar = "ignore"\n' + PATIENT, **environ)
         served = ignoring.do(do="http", url="http://orders/", target=target, count=10)["answer"]
     assert set(served) == {b.name for b in scene.pods}
     assert counts(scene) == (0, 10)
@@ -341,7 +342,7 @@ def test_a_port_that_the_service_does_not_list(
     kube_v1.put_slice(name, "orders-1", "orders", [scene.pods[0].host])
     kubeconfig = kube_v1.write_kubeconfig(scene.folder / "kubeconfig")
     host = f"orders.{name}.svc.cluster.local"
-    pod = scene.pod({host: scene.bare.host}, KUBECONFIG=str(kubeconfig))
+    pod = scene.pod({host: scene.bare.host}, PATIENT, KUBECONFIG=str(kubeconfig))
     url = f"http://{host}:{scene.bare.port}/"
     assert pod.do(do="http", url=url, count=5)["answer"] == [scene.bare.name] * 5
     assert pod.do(do="wrapped", url=url, count=5)["answer"] == [scene.bare.name] * 5
