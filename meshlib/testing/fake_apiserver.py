@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-_PATHS = re.compile(r"/(?:api/v1|apis/discovery\.k8s\.io/(v1|v1beta1))/namespaces/([^/]+)/(services|endpoints|endpointslices)")
+_PATHS = re.compile(
+    r"/(?:api/v1|apis/discovery\.k8s\.io/(v1|v1beta1))/namespaces/([^/]+)/(services|endpoints|endpointslices)"
+)
 _KINDS = {"services": "Service", "endpoints": "Endpoints", "endpointslices": "EndpointSlice"}
 _SELECTED = re.compile(r"kubernetes\.io/service-name in \(([^)]*)\)")
 _SERVICE = "kubernetes.io/service-name"
@@ -63,7 +65,9 @@ class Connection:
 
     async def begin_stream(self) -> None:
         """The headers of a watch."""
-        await self.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+        await self.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
 
     async def chunk(self, data: bytes) -> None:
         """One chunk of the watch; b"" ends it properly."""
@@ -156,12 +160,24 @@ class FakeApiServer:
                 "kind": "Service",
                 "apiVersion": "v1",
                 "metadata": {"namespace": namespace, "name": name},
-                "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.9", "ports": ports, "selector": {"app": name}, **spec},
+                "spec": {
+                    "type": "ClusterIP",
+                    "clusterIP": "10.96.0.9",
+                    "ports": ports,
+                    "selector": {"app": name},
+                    **spec,
+                },
             }
         )
 
-    def slice(self, namespace: str, name: str, service: str, addresses: list[str] | None, version: str = "v1") -> None:
-        endpoints = None if addresses is None else [{"addresses": [a], "conditions": {"ready": True}} for a in addresses]
+    def slice(
+        self, namespace: str, name: str, service: str, addresses: list[str] | None, version: str = "v1"
+    ) -> None:
+        endpoints = (
+            None
+            if addresses is None
+            else [{"addresses": [a], "conditions": {"ready": True}} for a in addresses]
+        )
         self.put(
             {
                 "kind": "EndpointSlice",
@@ -198,7 +214,9 @@ class FakeApiServer:
 
     def bookmark(self, resource: str) -> None:
         kind, version = _KINDS[resource], str(self.resource_version)
-        self.send(resource, {"type": "BOOKMARK", "object": {"kind": kind, "metadata": {"resourceVersion": version}}})
+        self.send(
+            resource, {"type": "BOOKMARK", "object": {"kind": kind, "metadata": {"resourceVersion": version}}}
+        )
 
     def end_watches(self, resource: str | None = None) -> None:
         """End open watches properly."""
@@ -237,9 +255,14 @@ class FakeApiServer:
     async def _one(self, reader: asyncio.StreamReader, connection: Connection) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         target = urlsplit(head[0].split(" ")[1])
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
+        headers = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in head[1:] if line)
+        }
         now = asyncio.get_running_loop().time()
-        request = Request(now, unquote(target.path), dict(parse_qsl(target.query, keep_blank_values=True)), headers)
+        request = Request(
+            now, unquote(target.path), dict(parse_qsl(target.query, keep_blank_values=True)), headers
+        )
         self.requests.append(request)
         if self.react is not None and await self.react(request, connection):
             return False
@@ -247,7 +270,9 @@ class FakeApiServer:
             if not self.versions:
                 await connection.answer(404, status(404, "NotFound"))
             else:
-                await connection.answer(200, {"kind": "APIGroup", "versions": [{"version": v} for v in self.versions]})
+                await connection.answer(
+                    200, {"kind": "APIGroup", "versions": [{"version": v} for v in self.versions]}
+                )
             return True
         found = _PATHS.fullmatch(request.path)
         if found is None or (found[1] is not None and found[1] not in self.versions):
@@ -272,7 +297,9 @@ class FakeApiServer:
             late = status(504, "Timeout", "Too large resource version", details={"causes": causes})
             await connection.answer(504, late)
             return
-        items = [obj for obj in self._stores[resource].objects.values() if self._selects(request, namespace, obj)]
+        items = [
+            obj for obj in self._stores[resource].objects.values() if self._selects(request, namespace, obj)
+        ]
         kind = _KINDS[resource] + "List"
         meta = {"resourceVersion": str(self.resource_version)}
         await connection.answer(200, {"kind": kind, "metadata": meta, "items": items})

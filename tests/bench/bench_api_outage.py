@@ -109,7 +109,8 @@ def _informer(counter: _Counter, window: float) -> int:
     api = client.ApiClient(configuration)
     discovery = client.DiscoveryV1Api(api)
     informers = [
-        SharedInformer(list_func=discovery.list_namespaced_endpoint_slice, namespace=name) for name in NAMESPACES
+        SharedInformer(list_func=discovery.list_namespaced_endpoint_slice, namespace=name)
+        for name in NAMESPACES
     ]
     for each in informers:
         each.start()

@@ -65,7 +65,9 @@ def document() -> bytes:
 
 def ours(raw: bytes) -> int:
     """As the driver does it, item by item; longest step in the caller's hands."""
-    resource = resources.slices("shop", SliceApi.V1, frozenset({"orders"}), AddressPolicy(), lambda where, why: None)
+    resource = resources.slices(
+        "shop", SliceApi.V1, frozenset({"orders"}), AddressPolicy(), lambda where, why: None
+    )
     found: list[Any] = []
     for item in list_from_json(raw).items:
         found.extend(resources.decode(resource, item, check_kind=False).item or ())

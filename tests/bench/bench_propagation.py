@@ -1,8 +1,8 @@
 """From the API server's commit of a slice to the published Snapshot, on a real API server.
 
-The writer and the resolver run in one process on one machine. The clock starts when the server's answer to the write
-arrives, or when the watch event is published, whichever is earlier counts as 0: so a figure can be 0, never negative.
-The time of the write itself (etcd included) is reported beside it, as the upper bound of what is left out.
+The writer and the resolver run on one machine. The commit lies between the start of the write and its answer, and the
+watch event is often published before the answer is back. So both bounds are shown: counted from the answer (0 when the
+publication came first), and counted from the start of the write, etcd's work and TLS included.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def run(quick: bool) -> tuple[list[str], list[list[str]]]:
     rounds = 100 if quick else 500
     added: list[float] = []
     removed: list[float] = []
-    writes: list[float] = []
+    bound: dict[str, list[float]] = {"additions": [], "removals": []}
     with KubeCluster("v1") as kube, tempfile.TemporaryDirectory() as folder:
         ns = kube.create_namespace()
         kube.create_service(ns, "orders")
@@ -41,11 +41,13 @@ def run(quick: bool) -> tuple[list[str], list[list[str]]]:
             seen.wait_addresses(set(base))
             for number in range(rounds):
                 extra = f"10.0.{1 + number // 250}.{1 + number % 250}"
-                for addresses, times in (([*base, extra], added), (base, removed)):
+                for addresses, times, label in (
+                    ([*base, extra], added, "additions"),
+                    (base, removed, "removals"),
+                ):
                     start, count = time.monotonic(), len(seen.updates)
                     kube.put_slice(ns, "orders-1", "orders", addresses)
                     committed = time.monotonic()
-                    writes.append(committed - start)
                     wanted = set(addresses)
 
                     def arrived(count: int = count, wanted: set[str] = wanted) -> float | None:
@@ -56,6 +58,7 @@ def run(quick: bool) -> tuple[list[str], list[list[str]]]:
 
                     at = wait_for(arrived, interval=0.002, what="the change")
                     times.append(max(0.0, at - committed))
+                    bound[label].append(at - start)
     rows = [
         [
             label,
@@ -66,7 +69,8 @@ def run(quick: bool) -> tuple[list[str], list[list[str]]]:
         for label, values, target in (
             ("additions", added, "p50 <= 10, p99 <= 50"),
             ("removals", removed, "p99 <= 150"),
-            ("the write itself", writes, ""),
+            ("additions, from the start of the write", bound["additions"], ""),
+            ("removals, from the start of the write", bound["removals"], ""),
         )
     ]
     return ["change", "n", "p50", "p99", "max", "target"], rows

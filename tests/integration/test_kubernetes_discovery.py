@@ -257,7 +257,9 @@ def test_kubeconfig(kube_v1: Any, namespace: Namespace, tmp_path: Path) -> None:
         with mesh(**settings) as loop:
             seen = loop.watch(f"k8s:///orders.{ns}:80")
             seen.wait_addresses({"10.0.0.1"})
-            assert "config" in loop.describe(seen)["credentials"] or "exec" in loop.describe(seen)["credentials"]
+            assert (
+                "config" in loop.describe(seen)["credentials"] or "exec" in loop.describe(seen)["credentials"]
+            )
     with mesh(environ=environ) as loop:
         failure = loop.watch(f"k8s:///orders.{ns}:80").wait_for(Failure)
         assert "is not read unless it is named" in str(failure.error)

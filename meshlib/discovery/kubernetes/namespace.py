@@ -99,6 +99,7 @@ class NamespaceWatch:
         self._slices: Feed[Slices] | None = None
         self._next: Feed[Slices] | None = None
         self._selected: frozenset[str] = frozenset()  # what the newest slices feed selects
+        self._covered: frozenset[str] = frozenset()  # what the one in force selects
         self._publisher: asyncio.Task[Any] | None = None
         self._stopping: list[asyncio.Task[Any]] = []
 
@@ -106,7 +107,9 @@ class NamespaceWatch:
 
     def add(self, target: Target, publish: Publish) -> Watcher:
         watcher = Watcher(self, target, publish)
-        state = self._states.setdefault(target.name, _ServiceState())
+        state = self._states.get(target.name)
+        if state is None:
+            state = self._states[target.name] = self._known(target.name)
         state.watchers.append(watcher)
         if self._publisher is None:
             self._services.start(f"{self.namespace} services")
@@ -117,6 +120,20 @@ class NamespaceWatch:
         self._dirty.add(target.name)
         self._alarm.call()
         return watcher
+
+    def _known(self, name: str) -> _ServiceState:
+        """The state of a Service that nobody watched a moment ago, though its slices may still be selected."""
+        state = _ServiceState()
+        if name in self._covered:
+            of_service = {
+                each.name: each
+                for held in self._objects.values()
+                for each in held
+                if each.service.name == name
+            }
+            state.holding.update(of_service, self._context.now())
+            state.covered = True
+        return state
 
     def remove(self, watcher: Watcher) -> None:
         state = self._states.get(watcher.target.name)
@@ -182,6 +199,7 @@ class NamespaceWatch:
 
     def _take_over(self, feed: Feed[Slices], names: frozenset[str]) -> None:
         old, self._slices, self._next = self._slices, feed, None
+        self._covered = names
         if old is not None:
             self._stopping = [task for task in self._stopping if not task.done()]
             self._stopping.append(self._context.spawn(old.stop(), name=f"k8s {self.namespace} old slices"))

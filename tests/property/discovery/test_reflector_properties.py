@@ -209,7 +209,10 @@ def test_lines_do_not_depend_on_chunks(lines: list[bytes], data: st.DataObject) 
     assert splitter.pending == len(b"unfinished")
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 5), st.sampled_from(["ask", "fail", "retry-after"])), max_size=200), st.floats(0, 0.99))
+@given(
+    st.lists(st.tuples(st.floats(0.01, 5), st.sampled_from(["ask", "fail", "retry-after"])), max_size=200),
+    st.floats(0, 0.99),
+)
 def test_gate_bounds_a_failing_minute(steps: list[tuple[float, str]], luck: float) -> None:
     """However many ask and however long each waits, a server that only fails is asked 7 times in its first minute."""
     gate = Gate(lambda: luck)

@@ -37,7 +37,9 @@ async def fake(versions: tuple[str, ...] = ("v1", "v1beta1")) -> AsyncIterator[F
         await server.close()
 
 
-def play(test: Test, *, synced: bool = True, versions: tuple[str, ...] = ("v1", "v1beta1"), **options: Any) -> None:
+def play(
+    test: Test, *, synced: bool = True, versions: tuple[str, ...] = ("v1", "v1beta1"), **options: Any
+) -> None:
     """Run a scenario with a server that has one Service, and a client (``synced``: that has seen it)."""
 
     async def main() -> None:
@@ -204,7 +206,9 @@ def test_line_cut_in_the_middle(reset: bool) -> None:
             cut.append(request)
             await connection.begin_stream()
             await asyncio.sleep(3)
-            line = json.dumps({"type": "DELETED", "object": {"kind": "EndpointSlice", "metadata": {"name": "orders-1"}}})
+            line = json.dumps(
+                {"type": "DELETED", "object": {"kind": "EndpointSlice", "metadata": {"name": "orders-1"}}}
+            )
             await connection.chunk(line[:-2].encode())
             await asyncio.sleep(0.01)
             if reset:
@@ -376,9 +380,15 @@ def test_server_behind_our_version() -> None:
         server.send("endpointslices", {"type": "ERROR", "object": status(410, "Expired")})
 
         async def react(request: Request, connection: Connection) -> bool:
-            if request.resource == "endpointslices" and request.params.get("resourceVersion") not in (None, "0", ""):
+            if request.resource == "endpointslices" and request.params.get("resourceVersion") not in (
+                None,
+                "0",
+                "",
+            ):
                 causes = {"causes": [{"reason": "ResourceVersionTooLarge"}]}
-                await connection.answer(504, status(504, "Timeout", "Too large resource version", details=causes))
+                await connection.answer(
+                    504, status(504, "Timeout", "Too large resource version", details=causes)
+                )
                 return True
             return False
 
@@ -392,7 +402,13 @@ def test_server_behind_our_version() -> None:
 
 @pytest.mark.parametrize(
     ("header", "low", "high"),
-    [("7", 7, 8.7), ("-1", 0.8, 2.8), ("1e9", 300, 302), ("soon", 0.8, 2.8), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.8, 2.8)],
+    [
+        ("7", 7, 8.7),
+        ("-1", 0.8, 2.8),
+        ("1e9", 300, 302),
+        ("soon", 0.8, 2.8),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", 0.8, 2.8),
+    ],
 )
 def test_retry_after(header: str, low: float, high: float) -> None:
     """A18: 429 waits as long as Retry-After says, within [0, 300] s, and does not relist."""
@@ -601,7 +617,9 @@ def test_without_permission_to_read_services() -> None:
     async def test(server: FakeApiServer, client: Client) -> None:
         async def react(request: Request, connection: Connection) -> bool:
             if request.resource == "services":
-                await connection.answer(403, status(403, "Forbidden", 'User "bob" cannot list resource "services"'))
+                await connection.answer(
+                    403, status(403, "Forbidden", 'User "bob" cannot list resource "services"')
+                )
                 return True
             return False
 
@@ -609,7 +627,9 @@ def test_without_permission_to_read_services() -> None:
         client.watch(ORDERS)
         client.watch("k8s:///orders.shop:80")
         await eventually(lambda: client.addresses(ORDERS) == ONE, 2)
-        await eventually(lambda: "port number can be translated only" in str(client.last("k8s:///orders.shop:80")), 2)
+        await eventually(
+            lambda: "port number can be translated only" in str(client.last("k8s:///orders.shop:80")), 2
+        )
         last = client.last("k8s:///orders.shop:80")
         assert isinstance(last, Failure)
         assert last.hopeless
@@ -781,8 +801,13 @@ def test_new_service_leaves_no_gap_for_the_others() -> None:
         assert all(each in (ONE, TWO) for each in client.history(ORDERS))
         server.slice("shop", "orders-1", "orders", ["10.0.0.2"])
         await eventually(lambda: client.addresses(ORDERS) == {"10.0.0.2"}, 1)
-        selectors = {r.params["labelSelector"] for r in since(server, 0, watch=True, resource="endpointslices")}
-        assert selectors == {"kubernetes.io/service-name in (orders)", "kubernetes.io/service-name in (carts,orders)"}
+        selectors = {
+            r.params["labelSelector"] for r in since(server, 0, watch=True, resource="endpointslices")
+        }
+        assert selectors == {
+            "kubernetes.io/service-name in (orders)",
+            "kubernetes.io/service-name in (carts,orders)",
+        }
 
     play(test)
 
@@ -882,7 +907,11 @@ def test_unreadable_object_keeps_its_last_good_state() -> None:
         bad = {
             "kind": "EndpointSlice",
             "apiVersion": "discovery.k8s.io/v1",
-            "metadata": {"namespace": "shop", "name": "orders-1", "labels": {"kubernetes.io/service-name": "orders"}},
+            "metadata": {
+                "namespace": "shop",
+                "name": "orders-1",
+                "labels": {"kubernetes.io/service-name": "orders"},
+            },
             "addressType": "Carrier Pigeon",
         }
         server.put(bad)
@@ -932,6 +961,29 @@ def test_closing_the_last_subscription_ends_the_watches() -> None:
     play(test)
 
 
+def test_watching_a_service_again_needs_no_new_list() -> None:
+    """A Service whose last subscription ended, while others of its namespace go on, is known at once when it returns."""
+
+    async def test(server: FakeApiServer, client: Client) -> None:
+        carts = "k8s:///carts.shop:http"
+        server.service("shop", "carts")
+        server.slice("shop", "carts-1", "carts", ["10.0.7.7"])
+        client.watch(carts)
+        await eventually(lambda: client.addresses(carts) == {"10.0.7.7"}, 3)
+        client.subscriptions[carts].close()
+        server.slice("shop", "carts-1", "carts", ["10.0.7.8"])
+        await asyncio.sleep(5)
+        mark = len(server.requests)
+        client.updates[carts].clear()
+        client.watch(carts)
+        await eventually(lambda: client.addresses(carts) == {"10.0.7.8"}, 0.1)
+        assert since(server, mark) == []
+        server.slice("shop", "carts-1", "carts", ["10.0.7.9"])
+        await eventually(lambda: client.addresses(carts) == {"10.0.7.9"}, 1)
+
+    play(test)
+
+
 def test_no_credentials_are_hopeless_and_looked_for_again(tmp_path: Any) -> None:
     """Without any source of credentials the Failure says what was tried; a service account that appears is used."""
 
@@ -971,7 +1023,9 @@ def test_tokens_never_leak(tmp_path: Any) -> None:
             assert len(server.requests) <= 8
             assert client.failures(ORDERS)[0].hopeless
             assert client.resolver.api is not None
-            shown = repr((client.events, client.updates, client.describe(ORDERS), client.resolver.api.credentials))
+            shown = repr(
+                (client.events, client.updates, client.describe(ORDERS), client.resolver.api.credentials)
+            )
             shown += str([str(failure.error) for failure in client.failures(ORDERS)])
             assert "s3cr3t" not in shown
             assert str(tmp_path) in shown

@@ -106,7 +106,17 @@ def test_line_limit() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("7", 7.0), ("-1", 0.0), ("1e9", 300.0), ("soon", None), ("nan", None), ("inf", 300.0), (None, None), (True, None), (3, 3.0)],
+    [
+        ("7", 7.0),
+        ("-1", 0.0),
+        ("1e9", 300.0),
+        ("soon", None),
+        ("nan", None),
+        ("inf", 300.0),
+        (None, None),
+        (True, None),
+        (3, 3.0),
+    ],
 )
 def test_retry_after_is_clamped(value: object, expected: float | None) -> None:
     """Seconds within [0, 300], or nothing."""
@@ -136,7 +146,10 @@ def test_kind_of_a_status(code: int, kind: FaultKind) -> None:
 @given(st.binary() | st.text().map(lambda text: json.dumps({"kind": "Status", "message": text}).encode()))
 def test_any_body_gives_a_short_printable_message(body: bytes) -> None:
     """A server's text is untrusted: it is cut and cleaned, and nothing crashes."""
-    for fault in (from_response(500, body, {"retry-after": "x"}, "LIST x"), from_error_event(body, "WATCH x")):
+    for fault in (
+        from_response(500, body, {"retry-after": "x"}, "LIST x"),
+        from_error_event(body, "WATCH x"),
+    ):
         assert len(fault.message) < 400
         assert fault.message.isprintable()
 
@@ -181,7 +194,9 @@ def test_continue_token_that_expired_restarts_once() -> None:
     assert isinstance(reflector.list_failed(expired, 0.0)[-1], Sleep)
 
 
-@pytest.mark.parametrize("tokens", [["same"] * 3, [f"t{number}" for number in range(2000)]], ids=["loop", "endless"])
+@pytest.mark.parametrize(
+    "tokens", [["same"] * 3, [f"t{number}" for number in range(2000)]], ids=["loop", "endless"]
+)
 def test_list_that_never_ends(tokens: list[str]) -> None:
     """A continue token that repeats, or never stops, is a failure that backs off."""
     reflector: Reflector[int] = Reflector(lambda: 0.0)
@@ -213,7 +228,10 @@ def test_watch_starts_at_the_version_of_the_list() -> None:
 
 def test_role_is_valid_yaml_for_the_asked_subject() -> None:
     """The Role allows list and watch of slices and Services, and the binding names the subject."""
-    for subject, kind in ((Subject("web", "front"), "ServiceAccount"), (Subject("", "bob@example.com"), "User")):
+    for subject, kind in (
+        (Subject("web", "front"), "ServiceAccount"),
+        (Subject("", "bob@example.com"), "User"),
+    ):
         role, binding = yaml.safe_load_all(role_yaml("shop", subject))
         assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "shop"
         assert {r for rule in role["rules"] for r in rule["resources"]} == {"endpointslices", "services"}
@@ -224,7 +242,8 @@ def test_role_is_valid_yaml_for_the_asked_subject() -> None:
 
 
 @pytest.mark.parametrize(
-    "user", ['x"\n- kind: Group', "a b", "", "system:serviceaccount:A:b", "x" * 300, "system:serviceaccount:a"]
+    "user",
+    ['x"\n- kind: Group', "a b", "", "system:serviceaccount:A:b", "x" * 300, "system:serviceaccount:a"],
 )
 def test_user_names_cannot_inject_yaml(user: str) -> None:
     """A name out of a server's message is used only if it is harmless."""
