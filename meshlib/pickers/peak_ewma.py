@@ -27,9 +27,9 @@ from meshlib.pickers.two_choices import TwoChoicesPicker, parse_window
 #: maximum of more samples is higher, so that heavier members would look slower), and following it would undo
 #: the weights.
 ALIKE = 2.0
-#: Estimates further apart than by the factor exp(1.6), about five, are looked at more closely (``_latencies``):
-#: only there can a faded estimate attract a herd. Latencies of equals rarely differ so much.
-FAR_APART = 1.6
+#: Estimates further apart than by the factor exp(1.6), about five, are looked at more closely (``_latencies``): only
+#: there can a faded estimate attract a herd. Latencies of equals rarely differ so much. Squared, as it is used.
+FAR_APART = 1.6**2
 #: How many peers the median is taken of, at random, when there are more: within a sixth of the true rank in 19
 #: of 20 cases, and a few microseconds instead of milliseconds with 10,000 endpoints.
 PEERS = 64
@@ -54,10 +54,13 @@ class PeakEwma(TwoChoicesPicker):
         i = k // others
         chosen = self._twice[i]
         other = self._twice[i + 1 + k % others]
-        # False without samples too: the short way is for two endpoints with samples and estimates that are not far
-        # apart.
-        if -FAR_APART < (worse := other.rank - chosen.rank) < FAR_APART:
-            if exp(worse) * (other.inflight + 1) < chosen.inflight + 1:
+        worse = other.rank - chosen.rank
+        if worse * worse < FAR_APART:  # neither for infinity nor for NaN, which stand for missing samples
+            load, its_load = chosen.inflight, other.inflight
+            if load == its_load:
+                if worse < 0.0:
+                    chosen = other
+            elif exp(worse) * (its_load + 1) < load + 1:
                 chosen = other
         else:
             latency, its_latency = self._latencies(chosen, other, info.now)
