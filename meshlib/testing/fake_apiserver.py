@@ -1,8 +1,8 @@
 """FakeApiServer: an API server on a raw asyncio socket that can misbehave on demand.
 
-It lists and watches Services, EndpointSlices and Endpoints like a real one (versions, bookmarks, 410, selectors), and
-every fault that a real one does not produce on demand is a reaction to a request: see ``react``. It speaks plain HTTP on
-loopback, runs on the loop that starts it, and never on its own clock, so it also works in virtual time.
+It lists and watches Services, EndpointSlices and Endpoints like a real one (versions, bookmarks, 410, selectors),
+and every fault that a real one does not produce on demand is a reaction to a request: see ``react``. It speaks
+plain HTTP on loopback, runs on the loop that starts it, and never on its own clock, so it also works in virtual time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A list of 10,000 endpoints to an EndpointSet, against decoding the same bytes with the ``kubernetes`` package's models.
+"""A list of 10,000 endpoints to an EndpointSet, against the ``kubernetes`` package's models on the same bytes.
 
 CPU time of the process, both in the same run, alternating.
 """

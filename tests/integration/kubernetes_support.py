@@ -54,7 +54,7 @@ class Seen:
         wait_for(
             lambda: self.snapshot is not None and self.addresses == expected,
             timeout=timeout,
-            what=f"addresses {sorted(expected)[:5]}... ({len(expected)}), got {len(self.addresses)}, last {self.last!r:.300}",
+            what=f"addresses {sorted(expected)[:5]}... ({len(expected)}), last {self.last!r:.300}",
         )
 
     def wait_for(self, kind: type[Update], timeout: float = 15) -> Any:

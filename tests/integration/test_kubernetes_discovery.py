@@ -1,4 +1,4 @@
-"""The Kubernetes resolver against a real API server: what it publishes while pods, slices, tokens and servers change."""
+"""The Kubernetes resolver against a real API server: what it publishes while pods, tokens and servers change."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_api_server_killed_restarted_compacted_and_paused(own_kube: Any, tmp_pat
 
 @pytest.mark.slow
 def test_token_rotates_and_expires(own_kube: Any, tmp_path: Path) -> None:
-    """A token that expires is replaced by the new one in its file, without a failure; with no new one the state stays."""
+    """A token that expires is replaced by the new one in its file; until there is one the state stays."""
     kube = own_kube("v1")
     ns = kube.create_namespace()
     kube.create_service(ns, "orders")
@@ -200,7 +200,7 @@ def test_permission_missing_then_granted(kube_v1: Any, namespace: Namespace, tmp
 
 
 def test_malicious_addresses(kube_v1beta1: Any, namespace: Namespace, tmp_path: Path) -> None:
-    """Loopback, link-local and mapped addresses that this server accepts (CVE-2021-25737) never get out of the resolver."""
+    """Loopback, link-local and other addresses that this server accepts (CVE-2021-25737) are never published."""
     kube, ns = kube_v1beta1, namespace(kube_v1beta1)
     kube.create_service(ns, "orders", selector={})
     bad = ["127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "255.255.255.255"]

@@ -1,4 +1,4 @@
-"""The reflector against a model server with random faults: it converges, invents nothing, and keeps the version rules."""
+"""The reflector against a model server with random faults: it converges and invents nothing."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_backoff_doubles_to_the_cap_and_forgets_after_two_minutes() -> None:
 
 
 def test_gate_lets_one_probe_stand_for_all() -> None:
-    """Unproven: one at a time. A failure shuts it for all, a success opens it for all, old answers count for nothing."""
+    """Unproven: one at a time. A failure shuts it for all, a success opens it, old answers count for nothing."""
     gate = Gate(lambda: 0.0)
     first = gate.admit(0.0)
     assert isinstance(first, Ticket)
@@ -316,7 +316,7 @@ def test_same_slice_again_is_no_change() -> None:
 def test_holding_shows_what_is_there_and_only_what_was_just_there(
     steps: list[tuple[str, set[int] | None, float]],
 ) -> None:
-    """Everything in a slice is shown; anything else shown was in a slice at most 100 ms ago; nobody is shown twice by it."""
+    """Everything in a slice is shown; anything else was in a slice at most 100 ms ago."""
     holding, now = Holding(), 0.0
     slices: dict[str, set[str]] = {}
     last_there: dict[str, float] = {}
