@@ -137,7 +137,7 @@ def test_metadata_and_call_details(mesh: Shop, backends: Backends) -> None:
             assert isinstance(call, grpc.aio.Call)
             assert 0 < call.time_remaining() <= 30
             await call
-            headers = dict(await call.initial_metadata())
+            headers = dict(list(await call.initial_metadata()))
             assert (headers["x-backend"], headers["x-got-k"]) == (server.name, "v")
             assert await call.code() is grpc.StatusCode.OK
             assert await call.details() == ""
@@ -159,7 +159,7 @@ def test_tls_verifies_the_logical_name(mesh: Shop, backends: Backends) -> None:
             for _ in range(4):
                 call = channel.unary_unary(UU)(b"x", credentials=token, timeout=10)
                 await call
-                assert dict(await call.initial_metadata())["x-got-authorization"] == "Bearer secret"
+                assert dict(list(await call.initial_metadata()))["x-got-authorization"] == "Bearer secret"
 
     asyncio.run(main())
 
@@ -483,6 +483,8 @@ def test_close_with_grace_lets_calls_finish(mesh: Shop, backends: Backends) -> N
         await channel.channel_ready()
         call = channel.unary_unary(UU)(b"x")
         await eventually(lambda: server.in_flight == 1)
+        with pytest.raises(ValueError, match="-1"):
+            await channel.close(-1)
         await channel.close(30)
         assert await call
 

@@ -389,10 +389,6 @@ async def a_closed(c: Any) -> Any:
     return late, await aoutcome(lambda: awaited(running)), c.get_state(), await aoutcome(lambda: c.close())
 
 
-async def a_bad_grace(c: Any) -> Any:
-    return await aoutcome(lambda: c.close(-1))
-
-
 AIO: dict[str, Callable[[Any], Any]] = {
     "unary": a_unary,
     "error": a_error,
@@ -414,7 +410,6 @@ AIO: dict[str, Callable[[Any], Any]] = {
     "callback": a_callback,
     "broken requests": a_iterating_broken,
     "closed": a_closed,
-    "bad grace": a_bad_grace,
 }
 
 

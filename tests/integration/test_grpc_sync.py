@@ -379,6 +379,21 @@ def test_done_callbacks_come_although_the_future_is_dropped(mesh: Shop, backends
     eventually(lambda: got)
 
 
+def test_a_callback_that_raises_harms_nobody(
+    mesh: Shop, backends: Backends, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other callbacks run, the call is accounted for, and the error is logged."""
+    mesh.serve(backends.grpc(1))
+    future = mesh.channel().unary_unary(UU).future(b"x")
+    got: list[object] = []
+    future.add_done_callback(lambda _: 1 / 0)
+    future.add_done_callback(got.append)
+    assert future.result(10)
+    eventually(lambda: got == [future])
+    eventually(lambda: mesh.inflight == 0)
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_cancel_before_an_endpoint_is_known(mesh: Shop) -> None:
     """A call that still waits for an endpoint can be cancelled, and its waiter ends."""
     mesh.serve([])

@@ -11,6 +11,7 @@ import grpc
 
 from meshlib.clients.grpc.aio_pool import LoopPool, at_once
 from meshlib.clients.grpc.attempts import Attempts
+from meshlib.clients.grpc.callbacks import run_callbacks
 from meshlib.clients.grpc.pool import Bound
 from meshlib.clients.grpc.status import (
     CANCEL_DETAILS,
@@ -217,8 +218,7 @@ class AioAttempts:
     def _finish(self) -> None:
         self._finished = True
         callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback()
+        run_callbacks(callbacks)
 
     # -- for the object that the user holds ----------------------------------------------------------------------
 

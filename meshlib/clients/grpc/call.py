@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from meshlib.clients.grpc.attempts import Attempts
+from meshlib.clients.grpc.callbacks import run_callbacks
 from meshlib.clients.grpc.pool import Bound
 from meshlib.clients.grpc.status import (
     CANCEL_DETAILS,
@@ -147,8 +148,7 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
             self._condition.notify_all()
         if waiting is not None:
             self._wait(waiting)
-        for callback in callbacks:
-            callback()
+        run_callbacks(callbacks)
         return fresh
 
     def _refused(self, attempt: Attempt, code: grpc.StatusCode | None) -> bool:
@@ -229,8 +229,7 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
             callbacks, self._callbacks = self._callbacks, None
             self._pin.clear()
             self._condition.notify_all()
-        for callback in callbacks:
-            callback()
+        run_callbacks(callbacks)
         return True
 
     # -- looking at the attempt under way ------------------------------------------------------------------------

@@ -91,7 +91,10 @@ class Connectivity:
         self._wake = new_event()
         self._running = bool(self._subscribers)
         if self._running:
-            start_helper("grpc-connectivity", self._run)
+            try:
+                start_helper("grpc-connectivity", self._run)
+            except RuntimeError:  # no thread to be had, as at interpreter exit: the next subscriber starts it
+                self._running = False
 
     def _run(self) -> None:
         tried: set[Subchannel] = set()
