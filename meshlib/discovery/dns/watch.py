@@ -17,15 +17,17 @@ from meshlib.discovery.dns.assemble import (
     snapshot,
     srv_entries,
 )
+from meshlib.discovery.dns.describe import describe_rows
 from meshlib.discovery.dns.names import Walk, candidates, combine, local_addresses
-from meshlib.discovery.dns.records import Answer, Kind, Question, RecordType
+from meshlib.discovery.dns.records import Kind, Question, RecordType
 from meshlib.discovery.dns.system import SystemNames
 from meshlib.discovery.dns.table import Row, Table, failure
+from meshlib.discovery.outlet import Outlet
 from meshlib.errors import DataError
 from meshlib.model.address import RELAXED
 from meshlib.model.events import EntrySkipped, FallbackEnded, FellBack
 from meshlib.model.target import Target
-from meshlib.model.update import DoesNotExist, Failure, Snapshot, Update
+from meshlib.model.update import DoesNotExist, Failure
 
 #: RFC 8305 section 3: once one family has answered, the other gets this long before we go on without it.
 FAMILY_GRACE = 0.05
@@ -57,7 +59,8 @@ class DnsWatch:
     def __init__(self, shared: Shared, target: Target, publish: Publish) -> None:
         self._shared = shared
         self._context = shared.context
-        self._publish = publish
+        self._outlet = Outlet(publish)
+        self._target = target
         self._server = target.server
         self._label = target.name
         self._srv = target.scheme == "dns+srv"
@@ -78,9 +81,6 @@ class DnsWatch:
         self._walked_absent = False
         self._tried: list[str] = []
         self._local: tuple[str, ...] = ()
-        self._last: Update | None = None  #: what was published last
-        self._shown: Snapshot | None = None  #: the set in force
-        self._failing = False  #: a Failure was published after it
         self._had_records = False
         self._srv_changed_at = 0.0
         self._srv_generation = -1
@@ -88,21 +88,20 @@ class DnsWatch:
         self._vip_for: tuple[Entry, ...] | None = None
         self._vip_question: Question | None = None
         self._skipped_local = 0
-        self._closed = False
         self.task = self._context.spawn(self._run(), name=f"dns watch {target.name}")
 
     def close(self) -> None:
         """Stop asking and publishing; idempotent."""
-        if self._closed:
+        if self._outlet.closed:
             return
-        self._closed = True
+        self._outlet.closed = True
         self.task.cancel()
         self._walking = frozenset()
         self._hold_only(frozenset())
 
     @property
     def closed(self) -> bool:
-        return self._closed
+        return self._outlet.closed
 
     def environment_changed(self) -> None:
         """resolv.conf or the hosts file changed."""
@@ -119,7 +118,7 @@ class DnsWatch:
             try:
                 names = candidates(self._base, self._shared.system.conf)
             except DataError as error:
-                self._send(Failure(error, hopeless=True))
+                self._outlet.show(None, Failure(error, hopeless=True))
                 await self._alarm.wait()
                 continue
             if self._must_walk(names):
@@ -272,9 +271,9 @@ class DnsWatch:
             self._show((), self._shared.families, rows)
         elif kind is Kind.NXDOMAIN:
             tried = ", ".join(self._tried) or f"{self._followed} {kind.value}"
-            self._send(DoesNotExist(f"DNS has no {self._prefix}{self._base}: {tried}"))
+            self._outlet.show(DoesNotExist(f"DNS has no {self._prefix}{self._base}: {tried}"))
         else:
-            self._fail(rows)
+            self._outlet.show(None, _failure(rows))
 
     def _plain_entries(self, rows: Sequence[Row]) -> tuple[Entry, ...]:
         addresses = [address for row in rows if row.state.good for address in row.state.good.addresses]
@@ -301,7 +300,7 @@ class DnsWatch:
                 addresses[question.name] = addresses.get(question.name, ()) + held.state.good.addresses
         entries = srv_entries(good.srv, addresses)
         if not entries and any(held.kind is Kind.UNKNOWN for held in extra.values()):
-            self._fail([row, *extra.values()])
+            self._outlet.show(None, _failure([row, *extra.values()]))
             return None
         return entries
 
@@ -335,7 +334,7 @@ class DnsWatch:
         if vip == self._vip:
             return
         self._vip = vip
-        target = f"dns:///{self._label}"
+        target = str(self._target)
         if vip:
             reason = (
                 f"DNS gives only the Service's own address for {self._followed}: connections, not requests, "
@@ -349,64 +348,31 @@ class DnsWatch:
 
     def _show(self, entries: Sequence[Entry], families: Sequence[int], rows: Sequence[Row] = ()) -> None:
         skipped = self._skipped_local + sum(row.skipped for row in {id(row): row for row in rows}.values())
-        update = snapshot(self._label, self._port, entries, families, skipped)
-        stale = [row for row in rows if row.state.stale]
-        known = self._shown
-        if known is None or (known.service, known.slices) != (update.service, update.slices):
-            self._send(update)
-        if stale:
-            self._fail(stale)
-        elif self._failing:  # the source answers again: say so, with the set that stayed in force
-            self._send(update)
-
-    def _fail(self, rows: Sequence[Row]) -> None:
-        unusable = [
-            (row, row.state.last) for row in rows if row.state.last is not None and row.state.failures
-        ]
-        if not unusable or self._failing:
-            return
-        row, last = unusable[0]
-        hopeless = all(answer.hopeless for _, answer in unusable)
-        self._send(Failure(failure(row.state.question, last), hopeless=hopeless))
-
-    def _send(self, update: Update) -> None:
-        """Hand over one update; an equal DoesNotExist is not repeated."""
-        if self._closed or (isinstance(update, DoesNotExist) and update == self._last):
-            return
-        self._last = update
-        self._failing = isinstance(update, Failure)
-        if not self._failing:
-            self._shown = update if isinstance(update, Snapshot) else None
-        self._publish(update)
+        facts = snapshot(self._label, self._port, entries, families, skipped)
+        self._outlet.show(facts, _failure([row for row in rows if row.state.stale]))
 
     # -- for people ----------------------------------------------------------------------------------------------
 
     def describe(self) -> Mapping[str, Any]:
         """Source, server, rcode, TTL, age, generation, staleness of the set, and of each question below it."""
-        now = self._context.now()
-        questions = [_describe(row, now) for row in self._held.values()]
         main = self._main_rows() if self._followed else []
-        goods = [row.state.good for row in main if row.state.good is not None]
-        ttls = [good.ttl for good in goods if good.ttl is not None]
-        best: Answer | None = next((good for good in goods if good.kind is Kind.RECORDS), None) or next(
-            iter(goods), next((row.state.last for row in main if row.state.last is not None), None)
-        )
         return {
             "source": "hosts" if self._local and not self._followed else "dns",
             "name": self._prefix + (self._followed or self._base),
-            "server": best.server if best else "",
-            "rcode": best.rcode if best else "",
-            "ttl": min(ttls, default=None),
-            "age": max((row.state.age(now) for row in main), default=0.0),
-            "generation": sum(row.state.generation for row in main),
-            "stale": any(row.state.stale for row in self._held.values()),
-            "too_old": any(row.state.too_old(now) for row in self._held.values()),
-            "faults": sum(row.state.faults for row in self._held.values()),
+            **describe_rows(main, self._held.values(), self._context.now()),
             "skipped": self._skipped_local + sum(row.skipped for row in self._held.values()),
             "service_address": self._vip,
             "tried": list(self._tried),
-            "questions": questions,
         }
+
+
+def _failure(rows: Sequence[Row]) -> Failure | None:
+    """The Failure that the unusable replies of ``rows`` amount to, if there are any; hopeless when all of them are."""
+    unusable = [(row, row.state.last) for row in rows if row.state.last is not None and row.state.failures]
+    if not unusable:
+        return None
+    row, last = unusable[0]
+    return Failure(failure(row.state.question, last), hopeless=all(answer.hopeless for _, answer in unusable))
 
 
 def _said(row: Row) -> Kind:
@@ -422,24 +388,3 @@ def _literal(name: str) -> tuple[str, ...]:
         return (RELAXED.check(name),)
     except DataError:
         return ()
-
-
-def _describe(row: Row, now: float) -> dict[str, Any]:
-    state = row.state
-    last = state.last
-    return {
-        "question": str(state.question),
-        "kind": row.kind.value,
-        "server": last.server if last else "",
-        "rcode": last.rcode if last else "",
-        "ttl": last.ttl if last else None,
-        "canonical": last.canonical if last else "",
-        "age": state.age(now),
-        "next_in": max(0.0, state.due - now),
-        "generation": state.generation,
-        "replies": state.replies,
-        "faults": state.faults,
-        "stale": state.stale,
-        "confirming": state.confirming,
-        "detail": last.detail if last else "",
-    }

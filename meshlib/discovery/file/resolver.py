@@ -13,13 +13,14 @@ import xxhash
 
 from meshlib.discovery.base import Publish, ResolverContext
 from meshlib.discovery.file.folder import FolderState, Registry, registry, scan
+from meshlib.discovery.outlet import Outlet
 from meshlib.errors import ConfigError, DataError
 from meshlib.model.address import RELAXED
 from meshlib.model.events import EntrySkipped, SourceFailed, SourceRecovered
 from meshlib.model.service import Service, ServiceKey
 from meshlib.model.slices import EndpointSlice
 from meshlib.model.target import Target
-from meshlib.model.update import DoesNotExist, Failure, Snapshot, Update
+from meshlib.model.update import DoesNotExist, Failure, Snapshot
 
 #: Seconds between two looks. A person who saves a file sees the effect at once; it costs one stat per file, and works
 #: where change notifications do not (network file systems, ConfigMap volumes, every platform).
@@ -31,27 +32,13 @@ class FileSubscription:
 
     def __init__(self, source: FileSource, target: Target, publish: Publish) -> None:
         self.key = ServiceKey(target.namespace or "default", target.name)
+        self.outlet = Outlet(publish)
         self._source = source
-        self._publish = publish
-        self._shown: Update | None = None  #: the last good thing that was said
-        self._failing = False  #: a Failure was published after it
-        self._closed = False
-
-    def show(self, update: Snapshot | DoesNotExist | None, failure: Failure | None) -> None:
-        """Publish what is new: the facts (None: unknown) if they changed, then what is wrong, if it is new."""
-        if self._closed:
-            return
-        if update is not None and (update != self._shown or (self._failing and failure is None)):
-            self._shown, self._failing = update, False
-            self._publish(update)
-        if failure is not None and not self._failing and not self._closed:
-            self._failing = True
-            self._publish(failure)
 
     def close(self) -> None:
         """Stop publishing; idempotent. The last one to close ends the poll."""
-        if not self._closed:
-            self._closed = True
+        if not self.outlet.closed:
+            self.outlet.closed = True
             self._source.remove(self)
 
     def describe(self) -> Mapping[str, Any]:
@@ -88,7 +75,7 @@ class FileSource:
     async def _send_soon(self, subscription: FileSubscription) -> None:
         # In a task of its own, so that the caller holds the Subscription before the first update reaches it.
         if self._registry is not None:
-            subscription.show(*self._facts(subscription.key, self._registry))
+            subscription.outlet.show(*self._facts(subscription.key, self._registry))
 
     async def _run(self) -> None:
         while True:
@@ -111,7 +98,7 @@ class FileSource:
         self._loaded_at = self._context.now()
         self._tell(found)
         for subscription in tuple(self.subscriptions):
-            subscription.show(*self._facts(subscription.key, found))
+            subscription.outlet.show(*self._facts(subscription.key, found))
 
     def _tell(self, found: Registry) -> None:
         source = f"file {self.path}"
