@@ -1,5 +1,5 @@
 """How often one process asks an API server that is dead or failing, five namespaces watched; the ``kubernetes``
-informer in the same table. The servers are local: one answers 500 to everything, one closes every connection at once."""
+informer in the same table. The servers are local: one answers 500 to everything, one closes all connections."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -23,6 +23,8 @@ from meshlib.discovery.kubernetes.faults import Fault, FaultKind, from_response
 CONNECT_TIMEOUT = 10.0
 #: Seconds until the headers of an answer are there; a server that accepts and says nothing counts as dead after it.
 HEADER_TIMEOUT = 30.0
+#: Seconds that a cancelled request may go on: longer than a handshake, and well below the 1.5 s of a process's exit.
+CANCEL_PATIENCE = 0.5
 #: Longest list in bytes: 100,000 endpoints are about 25 MB.
 MAX_LIST = 64 * 1024 * 1024
 #: Bytes of an error's body that are read.
@@ -167,7 +169,7 @@ async def send(
     try:
         async with asyncio.timeout(HEADER_TIMEOUT):
             request = httpx.Request("GET", url, headers=headers, extensions=extensions)
-            response = await transport.handle_async_request(request)
+            response = await _patiently(transport.handle_async_request(request))
     except TimeoutError:
         raise RequestFailed(
             Fault(FaultKind.UNREACHABLE, f"{what}: no answer within {HEADER_TIMEOUT:.0f} s")
@@ -185,6 +187,22 @@ async def send(
         await answer.close()
         raise
     return answer
+
+
+async def _patiently(sending: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+    """Cancelled during a TLS handshake, the HTTP library forgets the socket and leaves it to the garbage collector; so
+    a request that is cancelled gets a moment to come to a point where everything can be closed."""
+    task = asyncio.ensure_future(sending)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=CANCEL_PATIENCE)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled() and task.exception() is None:
+            await task.result().aclose()
+        raise
 
 
 async def _refusal(answer: Answer, response: httpx.Response, what: str) -> Fault:
