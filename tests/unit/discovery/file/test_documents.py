@@ -92,7 +92,7 @@ def test_broken_yaml_names_its_line(text: str, line: int, reason: str) -> None:
 
 @pytest.mark.parametrize(
     "text,line",
-    [('{"a": 1,\n}', 2), ('{"a": 1,\n "b": 1,\n "a": 2}', 3), ("{", 1), ("{'a': 1}", 1), ('{"a": 1} x', 1)],
+    [('{"a": 1,\n x}', 2), ('{"a": 1,\n "b": 1,\n "a": 2}', 3), ("{", 1), ("{'a': 1}", 1), ('{"a": 1} x', 1)],
 )
 def test_broken_json_names_its_line(text: str, line: int) -> None:
     """JSON errors and duplicate keys have lines as well."""
