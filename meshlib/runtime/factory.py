@@ -51,6 +51,7 @@ class PickerFactory:
         context = PickerContext(
             random=self._random,
             client_identity=client_identity(),
+            new_lock=threading.Lock,
             previous=previous if policy == self._policy else None,
         )
         self._policy = policy
