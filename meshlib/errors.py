@@ -14,8 +14,8 @@ class MeshError(Exception):
 class TargetError(MeshError, ValueError):
     """A target string that cannot be parsed.
 
-    ``text`` is the whole input, ``start``/``end`` delimit the offending part, ``reason`` says what is wrong and ``hint``
-    what to write instead. ``str()`` shows the input with a caret line below the offending part.
+    ``text`` is the whole input, ``start``/``end`` delimit the offending part, ``reason`` says what is wrong and
+    ``hint`` what to write instead. ``str()`` shows the input with a caret line below the offending part.
     """
 
     def __init__(self, text: str, start: int, end: int, reason: str, hint: str = "") -> None:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class RunBlocking(Protocol):
-    """Runs a blocking function in the runtime's small pool of helper threads (exec plugins, getaddrinfo, file reads)."""
+    """Runs a blocking function in the runtime's few helper threads (exec plugins, getaddrinfo, file reads)."""
 
     async def __call__(self, function: Callable[..., T], /, *args: Any) -> T: ...
 
@@ -44,11 +44,13 @@ class ResolverContext:
     run_blocking: RunBlocking
     emit: EventSink = discard
     address_policy: AddressPolicy = field(default_factory=AddressPolicy)
-    settings: Mapping[str, Any] = field(default_factory=dict)  #: the ``[discovery.<scheme>]`` table of the configuration
+    settings: Mapping[str, Any] = field(
+        default_factory=dict
+    )  #: the ``[discovery.<scheme>]`` table of the configuration
 
 
 class Subscription(Protocol):
-    """One target being watched; the resolver shares the work below (one watch per namespace, one query per name)."""
+    """One target being watched; the resolver shares the work below (one watch per namespace, one query a name)."""
 
     def close(self) -> None: ...
 
@@ -58,7 +60,7 @@ class Subscription(Protocol):
 
 
 class Resolver(Protocol):
-    """One instance per (scheme, control plane). ``watch`` publishes soon and then on every change, latest state only."""
+    """One instance per control plane. ``watch`` publishes soon and then on every change, latest state only."""
 
     def watch(self, target: Target, publish: Publish) -> Subscription: ...
 

@@ -36,8 +36,8 @@ class Joined:
         if len(self.found) != len(entries):
             self._facts = _best_copies(entries, place)
             self.found = {key: endpoint_of(fact, place) for key, fact in self._facts.items()}
-        self.all_ready = all([endpoint.ready for endpoint in self.found.values()])
-        self.has_hints = any([fact.hint_zones or fact.hint_nodes for fact in entries])
+        self.all_ready = not [endpoint for endpoint in self.found.values() if not endpoint.ready]
+        self.has_hints = bool([fact for fact in entries if fact.hint_zones or fact.hint_nodes])
 
     @property
     def facts(self) -> dict[Place, SliceEndpoint]:
