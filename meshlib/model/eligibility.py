@@ -27,6 +27,7 @@ from meshlib.model.slices import EndpointSlice
 from meshlib.model.vantage import Path, VantagePoint
 
 _DIRECT = frozenset({ServiceType.HEADLESS, ServiceType.NAMES})
+_FAMILIES = (4, 6)
 _EXTERNAL = frozenset({ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER})
 _by_address = attrgetter("address")
 _by_port = attrgetter("port")
@@ -76,9 +77,9 @@ class SliceUnion:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What one family offers, with the steps that led there."""
+    """What one family (or several that are taken together) offers, with the steps that led there."""
 
-    family: int
+    families: tuple[int, ...]
     union: Union
     chosen: Collection[Endpoint]
     verdict: Verdict
@@ -100,9 +101,9 @@ def decide(service: Service, joined: Sequence[Joined], vantage: VantagePoint, pa
     choices: list[Choice] = []
     if service.type is ServiceType.EXTERNAL_NAME:
         return Decision(EndpointSet(), (), None)
-    for family in families(service, vantage):
-        parts = [part for part in joined if part.slice.family == family]
-        choice = _choose(service, family, Union(parts, vantage.node), vantage, path)
+    for group in family_groups(service, vantage):
+        parts = [part for part in joined if part.slice.family in group]
+        choice = _choose(service, group, Union(parts, vantage.node), vantage, path)
         choices.append(choice)
         if choice.verdict is Verdict.OK:
             return Decision(_answer(choice), tuple(choices), choice)
@@ -112,10 +113,17 @@ def decide(service: Service, joined: Sequence[Joined], vantage: VantagePoint, pa
     return Decision(_answer(taken) if taken else EndpointSet(), tuple(choices), taken)
 
 
-def families(service: Service, vantage: VantagePoint) -> tuple[int, ...]:
-    """The families to try, in order: the Service's own order as far as this host can dial them."""
+def family_groups(service: Service, vantage: VantagePoint) -> tuple[tuple[int, ...], ...]:
+    """The families to try, in order: the Service's own order as far as this host can dial them.
+
+    One at a time, because the two addresses of a dual-stack pod would give it double weight. A set of names that
+    lists no families was written by hand, address by address: there all count, together, whatever routes this host
+    has (``[::1]`` works without any).
+    """
+    if service.type is ServiceType.NAMES and not service.ip_families:
+        return (_FAMILIES,)
     order = service.ip_families or vantage.families
-    return tuple(family for family in order if family in vantage.families)
+    return tuple((family,) for family in order if family in vantage.families)
 
 
 def _answer(choice: Choice) -> EndpointSet:
@@ -145,12 +153,14 @@ def local_only(service: Service, path: Path) -> bool:
     return False
 
 
-def _choose(service: Service, family: int, union: Union, vantage: VantagePoint, path: Path) -> Choice:
+def _choose(
+    service: Service, group: tuple[int, ...], union: Union, vantage: VantagePoint, path: Path
+) -> Choice:
     everything = union.found.values()
     ready: Collection[Endpoint] = everything if union.all_ready else [e for e in everything if e.ready]
     leaving = [] if union.all_ready else [e for e in everything if e.serving and e.terminating]
     if service.type in _DIRECT:
-        return Choice(family, union, ready, _verdict(ready), Locality.ANY, False)
+        return Choice(group, union, ready, _verdict(ready), Locality.ANY, False)
     if local_only(service, path):
         node = vantage.node
         local = [e for e in ready if e.node == node] if node else []
@@ -159,14 +169,14 @@ def _choose(service: Service, family: int, union: Union, vantage: VantagePoint, 
         verdict = Verdict.OK
         if not chosen:
             verdict = Verdict.NO_LOCAL_ENDPOINTS if ready or leaving else Verdict.NO_ENDPOINTS
-        return Choice(family, union, chosen, verdict, Locality.LOCAL_POLICY, bool(local_leaving))
+        return Choice(group, union, chosen, verdict, Locality.LOCAL_POLICY, bool(local_leaving))
     if not ready:
-        return Choice(family, union, leaving, _verdict(leaving), Locality.ANY, bool(leaving))
+        return Choice(group, union, leaving, _verdict(leaving), Locality.ANY, bool(leaving))
     hinted = _hinted(ready, union, vantage)
     if hinted is None:
-        return Choice(family, union, ready, Verdict.OK, Locality.ANY, False)
+        return Choice(group, union, ready, Verdict.OK, Locality.ANY, False)
     level, near = hinted
-    return Choice(family, union, near, Verdict.OK, level, False)
+    return Choice(group, union, near, Verdict.OK, level, False)
 
 
 def _verdict(endpoints: Collection[Endpoint]) -> Verdict:
@@ -234,7 +244,7 @@ def _explain_slice(
         return
     family = part.slice.family
     copies = winners([other for other in joined if other.slice.family == family], vantage.node)
-    choice = next((choice for choice in decision.choices if choice.family == family), None)
+    choice = next((choice for choice in decision.choices if family in choice.families), None)
     chosen = {(e.address, e.port) for e in choice.chosen} if choice else set()
     for fact in part.slice.endpoints:
         place = (fact.address, part.number)
@@ -259,7 +269,7 @@ def _family_reason(family: int, decision: Decision, service: Service, vantage: V
         return f"IPv{family} cannot be dialled from here"
     if service.ip_families and family not in service.ip_families:
         return f"the Service does not list IPv{family}"
-    other = decision.taken.family if decision.taken else 0
+    other = decision.taken.families[0] if decision.taken else 0
     return f"IPv{other} comes first and has endpoints"
 
 

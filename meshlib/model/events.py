@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from meshlib.model.endpoint import Endpoint
+
 
 @dataclass(frozen=True, slots=True)
 class EndpointsChanged:
     """The eligible set of a target changed (one event per published change)."""
 
     target: str
-    added: tuple[str, ...]  #: ``ip:port``
-    removed: tuple[str, ...]
+    added: tuple[Endpoint, ...]
+    removed: tuple[Endpoint, ...]
     total: int
     source: str
     reason: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import chain, islice, repeat
 
 from meshlib.errors import AccessDenied
 from meshlib.model.events import (
@@ -116,9 +117,9 @@ def clean(text: str) -> str:
 
 
 def _difference(event: EndpointsChanged) -> str:
-    changes = [f"+{address}" for address in event.added] + [f"-{address}" for address in event.removed]
-    if not changes:
+    more = len(event.added) + len(event.removed) - MAX_NAMED
+    if more == -MAX_NAMED:
         return "attributes changed"
-    more = len(changes) - MAX_NAMED
-    named = " ".join(clean(change) for change in changes[:MAX_NAMED])
+    changes = chain(zip(repeat("+"), event.added), zip(repeat("-"), event.removed))
+    named = " ".join(f"{sign}{endpoint.authority}" for sign, endpoint in islice(changes, MAX_NAMED))
     return f"+{len(event.added)} -{len(event.removed)}: {named}" + (f" and {more} more" if more > 0 else "")

@@ -86,6 +86,25 @@ class Subchannel(_Touched):
         if self.on_load is not None:
             self._tell()
 
+    def finish(self, now: float, latency: float, failed: bool = False) -> None:
+        """``observe`` and ``end`` in one, for requests whose answer comes as a whole."""
+        if failed and latency < FAILURE_PENALTY:
+            latency = FAILURE_PENALTY
+        elif latency < LEAST_LATENCY:
+            latency = LEAST_LATENCY
+        rank = log(latency) + now / DECAY
+        with self.lock:
+            self.inflight -= 1
+            self.requests += 1
+            if failed:
+                self.failures += 1
+            if rank > self.rank + TOLERANCE:
+                self.ewma_at = now
+                self.ewma = latency
+                self.rank = rank
+        if self.on_load is not None:
+            self._tell()
+
     def _tell(self) -> None:
         watcher = self.on_load  # once more: it may have been taken away meanwhile
         if watcher is not None:

@@ -284,7 +284,7 @@ class Balancer:
             self._removed(gone)
         self._report_way(before, previous)
         if added or removed or before is not way:
-            self._report(added, tuple(s.endpoint.authority for s in removed))
+            self._report(added, tuple(s.endpoint for s in removed))
 
     def _fail(self, make: Callable[[], Exception], reason: str) -> None:
         before, previous = self.way, self.reason
@@ -295,20 +295,20 @@ class Balancer:
             gone.removed = True
             self._removed(gone)
         if removed or before is not Way.ERROR or previous != reason:
-            self._report((), tuple(s.endpoint.authority for s in removed))
+            self._report((), tuple(s.endpoint for s in removed))
 
-    def _sync(self, endpoints: tuple[Endpoint, ...]) -> tuple[tuple[str, ...], tuple[Subchannel, ...]]:
+    def _sync(self, endpoints: tuple[Endpoint, ...]) -> tuple[tuple[Endpoint, ...], tuple[Subchannel, ...]]:
         """Bring the Subchannels in line; what stays keeps its state (decision D4)."""
         known = self._subchannels
         joined_at = self._around.now() if known else float("-inf")  # nobody ramps when all are new
         wanted: dict[tuple[str, int, str], Subchannel] = {}
-        added: list[str] = []
+        added: list[Endpoint] = []
         for endpoint in endpoints:
-            identity = endpoint.identity
+            identity = (endpoint.address, endpoint.port, endpoint.uid)  # Endpoint.identity, without the call
             subchannel = known.get(identity)
             if subchannel is None:
                 subchannel = self._around.make_subchannel(endpoint, joined_at)
-                added.append(endpoint.authority)
+                added.append(endpoint)
             elif subchannel.endpoint is not endpoint:
                 subchannel.endpoint = endpoint
             wanted[identity] = subchannel
@@ -327,7 +327,7 @@ class Balancer:
         elif self.way is Way.PODS and before in (Way.SERVICE, Way.DNS):
             self._around.emit(FallbackEnded(self.label))
 
-    def _report(self, added: tuple[str, ...], removed: tuple[str, ...]) -> None:
+    def _report(self, added: tuple[Endpoint, ...], removed: tuple[Endpoint, ...]) -> None:
         source = self.snapshot.source if self.snapshot is not None else self.way.value
         total = len(self._subchannels)
         self._around.emit(EndpointsChanged(self.label, added, removed, total, source, self.reason))

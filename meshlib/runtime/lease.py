@@ -16,14 +16,14 @@ class Lease:
     clients call it in ``finally``.
     """
 
-    __slots__ = ("_clock", "_done", "_failed", "_started", "subchannel")
+    __slots__ = ("_clock", "_failed", "_open", "_started", "subchannel")
 
     def __init__(self, subchannel: Subchannel, clock: Callable[[], float], started: float) -> None:
         self.subchannel = subchannel
         self._clock = clock
         self._started = started
         self._failed = False
-        self._done = False
+        self._open = [True]
 
     @property
     def endpoint(self) -> Endpoint:
@@ -40,11 +40,21 @@ class Lease:
         self.subchannel.observe(now, now - self._started, failed)
 
     def done(self, failed: bool = False) -> None:
-        """The request is over; later calls do nothing."""
-        if self._done:
+        """The request is over; later calls, from whatever thread, do nothing."""
+        try:
+            self._open.pop()  # atomic, with and without the GIL: a finalizer may come from another thread
+        except IndexError:
             return
-        self._done = True
         self.subchannel.end(failed or self._failed)
+
+    def finished(self, failed: bool = False) -> None:
+        """``responded`` and ``done`` in one, for answers that come as a whole."""
+        try:
+            self._open.pop()
+        except IndexError:
+            return
+        now = self._clock()
+        self.subchannel.finish(now, now - self._started, failed)
 
 
 class ServiceLease(Lease):

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
-from meshlib.discovery.base import ResolverBuilder
+from meshlib.discovery.base import Resolver, ResolverBuilder
 from meshlib.discovery.dns import lookup as dns_lookup
 from meshlib.errors import DiscoveryError, MeshClosed
 from meshlib.model.slices import EndpointSlice
@@ -27,6 +27,7 @@ from meshlib.runtime.handle import Live, TargetHandle
 from meshlib.runtime.lookup import DnsFallback
 from meshlib.runtime.names import UrlTable
 from meshlib.runtime.observing import emit
+from meshlib.runtime.primitives import StripedLocks
 from meshlib.runtime.registry import picker_builder, resolver_builder
 from meshlib.runtime.watch import DNS_TIMEOUT, TargetWatch
 
@@ -181,22 +182,22 @@ class Mesh:
             return where.vantage
 
         detects = target.scheme == "k8s" and self.config.sidecar == "auto"
+        locks = StripedLocks()
         factory = PickerFactory(self.config, str(target), runtime.clock.random)
         balancer = Balancer(
             target,
             Surroundings(
                 now=runtime.clock.now,
                 emit=emit,
-                make_subchannel=lambda endpoint, joined: Subchannel(endpoint, threading.Lock(), joined),
+                make_subchannel=lambda endpoint, joined: Subchannel(endpoint, locks(), joined),
                 build_picker=factory,
                 vantage=vantage,
                 mesh_present=lambda: runtime.mesh_present if detects else "",
                 strict=self.strict,
             ),
         )
-        tell = weakref.WeakMethod(
-            removed
-        )  # the control thread must not keep a dropped Mesh alive through its handles
+        # The control thread must not keep a dropped Mesh alive through its handles.
+        tell = weakref.WeakMethod(removed)
 
         def gone(subchannel: Subchannel) -> None:
             if (callback := tell()) is not None:
@@ -216,10 +217,15 @@ class Mesh:
             **self.config.discovery,
             "k8s": {"allow_kubeconfig": True, **self.config.discovery.get("k8s", {})},
         }
-        policy, builder = self.policy, _Builders(self._resolvers)
+        policy, builders = self.policy, _Builders(self._resolvers)
+
+        def resolver(scheme: str) -> Resolver:
+            builder = builders(scheme)
+            return runtime.resolver(builder, tables.get(builder.schemes[0], {}), policy)
+
         return TargetWatch(
             balancer,
-            resolver=lambda scheme: runtime.resolver(builder(scheme), scheme, tables.get(scheme, {}), policy),
+            resolver=resolver,
             defaults=self.defaults,
             lookup=self._lookup(runtime),
             spawn=lambda coroutine, name: runtime.control.spawn(coroutine, name=name),

@@ -39,7 +39,7 @@ class ProcessRuntime:
         self.control = ControlThread(self._crashed)
         self.mesh_present = ""  #: the sidecar or ambient mesh found in this pod, in words
         self._detected = False
-        self._resolvers: dict[tuple[ResolverBuilder, str, str], Resolver] = {}
+        self._resolvers: dict[tuple[ResolverBuilder, str], Resolver] = {}
 
     def start(self) -> None:
         self.control.start()
@@ -59,10 +59,10 @@ class ProcessRuntime:
         )
 
     def resolver(
-        self, builder: ResolverBuilder, scheme: str, settings: Mapping[str, Any], policy: AddressPolicy
+        self, builder: ResolverBuilder, settings: Mapping[str, Any], policy: AddressPolicy
     ) -> Resolver:
         """The shared resolver for a builder and settings (on the loop): equal settings share watches."""
-        key = (builder, scheme, repr((sorted(settings.items(), key=str), policy)))
+        key = (builder, repr((sorted(settings.items(), key=str), policy)))
         found = self._resolvers.get(key)
         if found is None:
             found = self._resolvers[key] = builder.build(self.context(settings, policy))

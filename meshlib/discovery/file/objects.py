@@ -80,6 +80,8 @@ def _flat(document: Document) -> Iterator[Document]:
     kind = document.value.get("kind")
     if not isinstance(kind, str) or not kind:
         raise DataError(f"line {document.line_of('kind')}", "the object has no kind")
+    if not isinstance(document.value.get("apiVersion", ""), str):
+        raise DataError(f"line {document.line_of('apiVersion')}", "apiVersion is not a text")
     if kind in _LISTS:
         for item in document.items():
             if isinstance(item.value, dict) and "kind" not in item.value and kind != "List":

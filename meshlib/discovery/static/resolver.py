@@ -27,12 +27,10 @@ def snapshot(addresses: tuple[StaticAddress, ...]) -> Snapshot:
         family = 6 if ":" in address else 4
         groups.setdefault((family, port), []).append(SliceEndpoint(address=address, weight=weight))
     key = ServiceKey("", "static")
-    families = tuple(dict.fromkeys(family for family, _ in groups))
     service = Service(
         key=key,
         type=ServiceType.NAMES,
         ports=(ServicePort(name="", port=addresses[0].port),),
-        ip_families=families,
         has_selector=False,
     )
     slices = tuple(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from meshlib.errors import AccessDenied, DiscoveryError
+from meshlib.model.endpoint import Endpoint
 from meshlib.model.events import (
     EndpointsChanged,
     EntrySkipped,
@@ -62,8 +63,8 @@ def lines() -> Iterator[list[logging.LogRecord]]:
 def changed(added: int = 1, removed: int = 0, source: str = "file shop.yaml") -> EndpointsChanged:
     return EndpointsChanged(
         target="k8s:///orders.shop:http",
-        added=tuple(f"10.0.0.{n}:80" for n in range(added)),
-        removed=tuple(f"10.0.1.{n}:80" for n in range(removed)),
+        added=tuple(Endpoint(address=f"10.0.0.{n}", port=80) for n in range(added)),
+        removed=tuple(Endpoint(address=f"10.0.1.{n}", port=80) for n in range(removed)),
         total=added,
         source=source,
     )

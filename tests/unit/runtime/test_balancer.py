@@ -85,7 +85,9 @@ def test_a_snapshot_is_picked_from_and_reported_once() -> None:
     assert bench.picks() == {"10.0.0.1:8080", "10.0.0.2:8080"}
     bench.balancer.apply(orders("10.0.0.1:8080", "10.0.0.2:8080"))
     changes = [e for e in bench.events if isinstance(e, EndpointsChanged)]
-    assert [(e.added, e.removed, e.total) for e in changes] == [(("10.0.0.1:8080", "10.0.0.2:8080"), (), 2)]
+    assert [([a.authority for a in e.added], e.removed, e.total) for e in changes] == [
+        (["10.0.0.1:8080", "10.0.0.2:8080"], (), 2)
+    ]
 
 
 def test_state_of_an_endpoint_survives_a_change_of_the_others() -> None:

@@ -451,3 +451,21 @@ def test_a_headless_service_by_host_takes_the_port_verbatim(mesh: Mesh, resolver
     handle = mesh.for_url("http", "orders.shop.svc", 9090)
     assert handle is not None
     assert addresses(handle) == {"10.0.0.1:9090"}
+
+
+def test_a_static_list_of_both_families_is_used_whole() -> None:
+    """What was written by hand counts as written, whatever routes this host has."""
+    with Mesh(config=config()) as mesh:
+        handle = mesh.target("static:///10.0.0.1:80,[::1]:81")
+        assert addresses(handle) == {"10.0.0.1:80", "[::1]:81"}
+
+
+def test_one_resolver_serves_all_schemes_of_a_builder() -> None:
+    """``dns`` and ``dns+srv`` share their settings and their look-ups."""
+    both = ManualResolver("dns", "dns+srv")
+    both.endpoints("orders.example", ["10.0.0.1:80"])
+    both.endpoints("_http._tcp.orders.example", ["10.0.0.2:80"], port=80)
+    with Mesh(config=config(), resolvers={"dns": both, "dns+srv": both}) as mesh:
+        assert addresses(mesh.target("dns:///orders.example:80")) == {"10.0.0.1:80"}
+        assert addresses(mesh.target("dns+srv:///_http._tcp.orders.example")) == {"10.0.0.2:80"}
+        assert len(process._runtime._resolvers) == 1  # type: ignore[union-attr]
