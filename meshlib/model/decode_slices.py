@@ -56,7 +56,9 @@ def slice_from_json(raw: Json, policy: AddressPolicy, skip: Skip) -> EndpointSli
         wire = typed(raw, WireSlice, "EndpointSlice")
     except DataError:
         return slice_from_object(untyped(raw, "EndpointSlice"), policy, skip)
-    return _slice(wire, policy, skip, printable=_printable(raw))
+    data = bytes(raw)
+    printable = _printable(data)
+    return _slice(wire, policy, skip, printable=printable, plain=printable and _plain(data))
 
 
 def slice_from_object(obj: object, policy: AddressPolicy, skip: Skip) -> EndpointSlice:
@@ -73,7 +75,7 @@ def slice_from_object(obj: object, policy: AddressPolicy, skip: Skip) -> Endpoin
         ports=converted_list(fields, "ports", WirePort, where, skip),
         endpoints=converted_list(fields, "endpoints", WireEndpoint, where, skip),
     )
-    return _slice(wire, policy, skip, printable=False)
+    return _slice(wire, policy, skip, printable=False, plain=False)
 
 
 def slices_from_endpoints_json(raw: Json, policy: AddressPolicy, skip: Skip) -> tuple[EndpointSlice, ...]:
@@ -125,14 +127,18 @@ def _clean(text: str | None, where: str, skip: Skip) -> str:
     return text
 
 
-def _printable(raw: Json) -> bool:
+def _printable(data: bytes) -> bool:
     """Whether no text in this JSON can hold an unprintable character: plain ASCII without a single escape.
 
     True for what API servers write about slices in practice, and found at the speed of memory; asking every
     text of ten thousand endpoints costs milliseconds.
     """
-    data = bytes(raw)
     return data.isascii() and b"\\" not in data and b"\x7f" not in data
+
+
+def _plain(data: bytes) -> bool:
+    """Whether the endpoints in printable JSON have none of the rarer fields (hints, host names, v1beta1's topology)."""
+    return b'"hints"' not in data and b'"hostname"' not in data and b'"topology"' not in data
 
 
 def _place_name(text: str, names: dict[str | None, str], where: str, skip: Skip) -> str:
@@ -153,7 +159,9 @@ def _hinted(
     )
 
 
-def _slice(wire: WireSlice, policy: AddressPolicy, skip: Skip, *, printable: bool) -> EndpointSlice:
+def _slice(
+    wire: WireSlice, policy: AddressPolicy, skip: Skip, *, printable: bool, plain: bool
+) -> EndpointSlice:
     meta = wire.metadata
     if not meta.name:
         raise DataError("EndpointSlice", "has no metadata.name")
@@ -162,13 +170,17 @@ def _slice(wire: WireSlice, policy: AddressPolicy, skip: Skip, *, printable: boo
     slice_family = _FAMILIES.get(wire.address_type)
     if slice_family is None:
         raise DataError(where, f"addressType {wire.address_type!r:.80} is not IPv4 or IPv6")
+    listed = wire.endpoints or ()
+    endpoints = _plain_endpoints(listed, slice_family, policy) if plain else None
+    if endpoints is None:
+        endpoints = _slice_endpoints(listed, slice_family, policy, where, skip, printable)
     return EndpointSlice(
         namespace=namespace,
         name=meta.name,
         service=ServiceKey(namespace, (meta.labels or {}).get(SERVICE_LABEL, "")),
         family=slice_family,
         ports=_ports(wire.ports, where, skip),
-        endpoints=_slice_endpoints(wire.endpoints or (), slice_family, policy, where, skip, printable),
+        endpoints=endpoints,
         uid=meta.uid or "",
         resource_version=meta.resource_version or "",
         generation=meta.generation or 0,
@@ -188,6 +200,39 @@ def _ports(ports: Sequence[WirePort] | None, where: str, skip: Skip) -> tuple[Sl
             skip(place, "its name is too long")
         else:
             good.append(SlicePort(port.name or "", port.port, protocol, port.app_protocol or ""))
+    return tuple(good)
+
+
+def _plain_endpoints(
+    listed: Sequence[WireEndpoint], slice_family: int, policy: AddressPolicy
+) -> tuple[SliceEndpoint, ...] | None:
+    """The endpoints of a slice with nothing unusual in it; None when there is, for the loop that can say what."""
+    check = policy.check
+    shared: dict[str | None, str] = {None: ""}
+    share = (
+        shared.setdefault
+    )  # one object for the names of a node and a zone, however many endpoints have them
+    try:
+        good = [
+            SliceEndpoint(
+                address=check(wire.addresses[0]),  # type: ignore[index]
+                uid=(reference := wire.target_ref or _NO_REFERENCE).uid or "",
+                name=reference.name or "",
+                node=share(node := wire.node_name, node or ""),
+                zone=share(zone := wire.zone, zone or ""),
+                ready=(ready := (conditions := wire.conditions or _NO_CONDITIONS).ready is not False),
+                serving=ready if (serving := conditions.serving) is None else serving,
+                terminating=conditions.terminating is True,
+            )
+            for wire in listed
+        ]
+    except (DataError, TypeError, IndexError):
+        return None
+    longest = max(map(len, [text for e in good for text in (e.uid, e.name)]), default=0)
+    if 2 * longest > MAX_NAME or max(map(len, shared.values())) > MAX_NAME:
+        return None
+    if [e for e in good if (":" in e.address) is not (slice_family == 6)]:
+        return None
     return tuple(good)
 
 

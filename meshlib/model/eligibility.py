@@ -50,9 +50,10 @@ class SliceUnion:
     One per (Service, port); gives the same value as ``eligible`` for the same input. Belongs to one thread.
     """
 
-    __slots__ = ("_joined", "_port")
+    __slots__ = ("_joined", "_port", "has_hints")
 
     def __init__(self) -> None:
+        self.has_hints = False  #: whether any endpoint of the last slices carries a topology hint
         self._port: ServicePort | None = None
         self._joined: dict[int, Joined] = {}
 
@@ -72,6 +73,7 @@ class SliceUnion:
             part = known.get(id(slice_))
             joined.append(Joined(slice_, port) if part is None else part)
         self._port, self._joined = port, {id(part.slice): part for part in joined}
+        self.has_hints = any(part.has_hints for part in joined)
         return decide(service, joined, vantage, path).answer
 
 

@@ -11,6 +11,7 @@ answers of the DNS fall-back and the passing of time, and it decides which of fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -56,7 +57,7 @@ class Surroundings:
 
     now: Callable[[], float]
     emit: EventSink
-    make_subchannel: Callable[[Endpoint, float], Subchannel]
+    make_subchannels: Callable[[Sequence[Endpoint], float], list[Subchannel]]
     build_picker: PickerFactory
     vantage: Callable[[Sequence[EndpointSlice]], VantagePoint]
     mesh_present: Callable[[], str] = field(default=lambda: "")
@@ -206,9 +207,8 @@ class Balancer:
 
     def subchannel_for(self, endpoint: Endpoint) -> Subchannel:
         """A Subchannel outside the set, for the one try through the Service address."""
-        return self._subchannels.get(endpoint.identity) or self._around.make_subchannel(
-            endpoint, self._around.now()
-        )
+        known = self._subchannels.get(endpoint.identity)
+        return known or self._around.make_subchannels((endpoint,), -math.inf)[0]
 
     @property
     def subchannels(self) -> tuple[Subchannel, ...]:
@@ -238,7 +238,7 @@ class Balancer:
         service = snapshot.service
         if service.proxy_name:
             return f"the Service is served by the proxy {service.proxy_name!r} (label service-proxy-name)"
-        if needs_location(service, snapshot.slices, vantage):
+        if needs_location(service, snapshot.slices if self._union.has_hints else (), vantage):
             return "a Local policy or topology hints, and our own place is unknown: set NODE_NAME and MESHLIB_ZONE"
         return ""
 
@@ -300,25 +300,21 @@ class Balancer:
     def _sync(self, endpoints: tuple[Endpoint, ...]) -> tuple[tuple[Endpoint, ...], tuple[Subchannel, ...]]:
         """Bring the Subchannels in line; what stays keeps its state (decision D4)."""
         known = self._subchannels
-        joined_at = self._around.now() if known else float("-inf")  # nobody ramps when all are new
-        wanted: dict[tuple[str, int, str], Subchannel] = {}
-        added: list[Endpoint] = []
-        for endpoint in endpoints:
-            identity = (endpoint.address, endpoint.port, endpoint.uid)  # Endpoint.identity, without the call
-            subchannel = known.get(identity)
-            if subchannel is None:
-                subchannel = self._around.make_subchannel(endpoint, joined_at)
-                added.append(endpoint)
-            elif subchannel.endpoint is not endpoint:
+        joined_at = self._around.now() if known else -math.inf  # nobody ramps when all are new
+        # This runs for every endpoint at every change: comprehensions, and Endpoint.identity without the call.
+        wanted = {(e.address, e.port, e.uid): e for e in endpoints}
+        added = tuple([e for identity, e in wanted.items() if identity not in known])
+        fresh = iter(self._around.make_subchannels(added, joined_at))
+        subchannels = {identity: known.get(identity) or next(fresh) for identity in wanted}
+        for endpoint, subchannel in zip(wanted.values(), subchannels.values(), strict=True):
+            if subchannel.endpoint is not endpoint:
                 subchannel.endpoint = endpoint
-            wanted[identity] = subchannel
-        removed = tuple(subchannel for identity, subchannel in known.items() if identity not in wanted)
-        self._subchannels = wanted
-        return tuple(added), removed
+        removed = tuple([subchannel for identity, subchannel in known.items() if identity not in wanted])
+        self._subchannels = subchannels
+        return added, removed
 
     def _picker_beside(self, endpoints: tuple[Endpoint, ...]) -> Picker:
-        subchannels = [self._around.make_subchannel(endpoint, float("-inf")) for endpoint in endpoints]
-        return self._around.build_picker(subchannels, None, None)
+        return self._around.build_picker(self._around.make_subchannels(endpoints, -math.inf), None, None)
 
     def _report_way(self, before: Way, previous_reason: str) -> None:
         fallen = self.way in (Way.SERVICE, Way.DNS)

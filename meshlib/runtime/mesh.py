@@ -189,7 +189,9 @@ class Mesh:
             Surroundings(
                 now=runtime.clock.now,
                 emit=emit,
-                make_subchannel=lambda endpoint, joined: Subchannel(endpoint, locks(), joined),
+                make_subchannels=lambda endpoints, joined: [
+                    Subchannel(e, locks(), joined) for e in endpoints
+                ],
                 build_picker=factory,
                 vantage=vantage,
                 mesh_present=lambda: runtime.mesh_present if detects else "",

@@ -71,8 +71,9 @@ class Pick:
         if lease is None:
             return
         if error is None or isinstance(error, Exception):
-            lease.responded(failed=error is not None)
-        lease.done()
+            lease.finished(failed=error is not None)
+        else:
+            lease.done()
 
 
 def _loop_runs_here() -> bool:

@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 from meshlib.pickers.base import PickerContext, PickInfo
 from meshlib.pickers.builtin import BUILTIN
+from meshlib.pickers.subchannel import Subchannel
+from meshlib.runtime.primitives import StripedLocks
 from meshlib.runtime.registry import picker_builder
 from meshlib.testing.contracts import subchannels
 
@@ -79,7 +81,8 @@ def cycle_case() -> Case:
 def picker_case(policy: str, size: int) -> Case:
     builder = picker_builder(policy)
     config = builder.parse_config({}, "")
-    members = subchannels(size)
+    locks = StripedLocks()  # as the runtime makes them
+    members = [Subchannel(member.endpoint, locks()) for member in subchannels(size)]
     context = PickerContext(random=random.Random(1).random, new_lock=threading.Lock)
     start = thread_time()
     picker = builder.build(members, config, context)
@@ -105,8 +108,7 @@ def picker_case(policy: str, size: int) -> Case:
             info.now = now = now + STEP
             latency = LATENCIES[number & 1023]
             chosen = pick(info)
-            chosen.observe(now, latency)  # type: ignore[union-attr]
-            chosen.end()  # type: ignore[union-attr]
+            chosen.finish(now, latency)  # type: ignore[union-attr]
         return thread_time() - start
 
     def requests_loop(calls: int) -> float:
@@ -119,7 +121,7 @@ def picker_case(policy: str, size: int) -> Case:
         return thread_time() - start
 
     if picker.counts:
-        return Case(policy, size, "pick, observe, end", requests, requests_loop, build_ms)
+        return Case(policy, size, "pick, finish", requests, requests_loop, build_ms)
     return Case(policy, size, "pick", picks, nothing, build_ms)
 
 

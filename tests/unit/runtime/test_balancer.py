@@ -47,7 +47,9 @@ class Bench:
         around = Surroundings(
             now=lambda: self.time,
             emit=self.events.append,
-            make_subchannel=lambda endpoint, joined: Subchannel(endpoint, threading.Lock(), joined),
+            make_subchannels=lambda endpoints, joined: [
+                Subchannel(e, threading.Lock(), joined) for e in endpoints
+            ],
             build_picker=self.build,
             vantage=lambda slices: self.vantage,
             mesh_present=lambda: self.mesh,

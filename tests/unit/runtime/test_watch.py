@@ -37,7 +37,9 @@ class Scene:
         around = Surroundings(
             now=self.clock.now,
             emit=self.events.append,
-            make_subchannel=lambda endpoint, joined: Subchannel(endpoint, threading.Lock(), joined),
+            make_subchannels=lambda endpoints, joined: [
+                Subchannel(e, threading.Lock(), joined) for e in endpoints
+            ],
             build_picker=self._build,
             vantage=lambda slices: VantagePoint(node="n1", zone="z1"),
         )
