@@ -18,6 +18,7 @@ class Sample:
     backend: str
     latency: float
     error: str = ""
+    cancelled: bool = False  #: the server ended the call (gRPC CANCELLED), though it was there to take it
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,7 @@ def print_summary(found: Summary) -> None:
     rows = [
         ("requests", f"{found.requests}", f"{found.http} httpx, {found.grpc} gRPC"),
         ("failed", f"{found.failed}", "should be 0"),
+        (f"cut off by {DEAD} as it died", f"{found.cut}", "it had them; who resends may do a thing twice"),
         (f"share of {SLOW} while fast", f"{found.slow_share_before:.1%}", "fair is 25 %"),
         (f"share of {SLOW} while slow", f"{found.slow_share_after:.1%}", "rotation would keep it at 25 %"),
         (f"share of {SLOW}, fast again", f"{found.slow_share_recovered:.1%}", "fair is 25 %"),

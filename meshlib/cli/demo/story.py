@@ -14,6 +14,8 @@ BASE_DELAY = 0.005
 SLOW_DELAY = 0.25
 #: How long the registry takes to notice the dead backend, seconds: about what a readiness probe takes to fail.
 NOTICE = 2.0
+#: For how long after its order to stop the dying server may still end calls that it had taken, seconds.
+DYING = 1.5
 #: After a change, how long the balancer is given before its effect is measured, seconds.
 SETTLE = 1.0
 
@@ -47,6 +49,7 @@ class Summary:
     http: int
     grpc: int
     failed: int
+    cut: int  #: calls that the dying server took and then ended itself; not sent again, they may have been carried out
     errors: tuple[str, ...]
     slow_share_before: float
     slow_share_after: float
@@ -62,7 +65,8 @@ def summarize(board: Board, seconds: float, happened: dict[str, float]) -> Summa
     slow, stop, join = happened["slow"], happened["stop"], happened["join"]
     recover = happened["recover"]
     samples = board.samples()
-    failed = [sample for sample in samples if sample.error]
+    cut = [sample for sample in samples if sample.cancelled and stop <= sample.at <= stop + DYING]
+    failed = [sample for sample in samples if sample.error and sample not in cut]
     dead = [sample.at for sample in samples if sample.backend == DEAD and sample.at > stop]
     joined = [sample.at for sample in samples if sample.backend == JOINER]
 
@@ -77,6 +81,7 @@ def summarize(board: Board, seconds: float, happened: dict[str, float]) -> Summa
         http=sum(sample.kind == "http" for sample in samples),
         grpc=sum(sample.kind == "grpc" for sample in samples),
         failed=len(failed),
+        cut=len(cut),
         errors=tuple(dict.fromkeys(sample.error for sample in failed))[:5],
         slow_share_before=share(0.0, slow),
         slow_share_after=share(slow + SETTLE, stop),

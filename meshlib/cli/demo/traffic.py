@@ -61,13 +61,14 @@ class Traffic:
     def _run(self, kind: str, call: Callable[[], str]) -> None:
         while not self._stopped.is_set():
             begin = self.elapsed()
-            backend, error = "", ""
+            backend, error, cancelled = "", "", False
             try:
                 backend = call()
             except (httpx.HTTPError, grpc.RpcError) as failure:
                 error = f"{kind}: {type(failure).__name__}: {str(failure)[:200]}"
+                cancelled = isinstance(failure, grpc.Call) and failure.code() is grpc.StatusCode.CANCELLED
             end = self.elapsed()
-            self._board.add(Sample(end, kind, backend, end - begin, error))
+            self._board.add(Sample(end, kind, backend, end - begin, error, cancelled))
             self._stopped.wait(PAUSE)
 
     def _http(self) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from meshlib.clients.httpx.flavour import Flavour, flavour_of
 from meshlib.clients.httpx.pool import AsyncMeshPool, MeshPool
 from meshlib.errors import ConfigError
 from meshlib.runtime.mesh import Mesh
 
-ClientT = TypeVar("ClientT")
+if TYPE_CHECKING:
+    import httpx
+
+ClientT = TypeVar("ClientT", bound="httpx.Client | httpx.AsyncClient")
 
 
 def wrap(client: ClientT, mesh: Mesh | None = None) -> ClientT:

@@ -81,10 +81,13 @@ def literal(
     if service.type is ServiceType.EXTERNAL_NAME:
         return [], Verdict.NO_ENDPOINTS, Locality.ANY, False
     dropped = False
-    for family in [f for f in (service.ip_families or vantage.families) if f in vantage.families]:
+    groups = [[f] for f in (service.ip_families or vantage.families) if f in vantage.families]
+    if service.type is ServiceType.NAMES and not service.ip_families:
+        groups = [[4, 6]]  # written by hand: everything counts
+    for group in groups:
         copies: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
         for slice_ in slices:
-            if slice_.family != family or not slice_.ports:
+            if slice_.family not in group or not slice_.ports:
                 continue
             for order, e in enumerate(slice_.endpoints):
                 local = bool(vantage.node) and e.node == vantage.node
