@@ -17,11 +17,11 @@ class LeastRequest(TwoChoicesPicker):
     def pick(self, info: PickInfo = NO_INFO, /) -> Subchannel | None:
         if info.now < self._careful_until or info.exclude:
             return self._carefully(info)
-        others = self._others
-        k = floor(self._random() * self._pairs)
+        random, pairs, others, twice = self._draws
+        k = floor(random() * pairs)
         i = k // others
-        chosen = self._twice[i]
-        other = self._twice[i + 1 + k % others]
+        chosen = twice[i]
+        other = twice[i + 1 + k % others]
         if other.inflight < chosen.inflight:
             chosen = other
         with chosen.lock:

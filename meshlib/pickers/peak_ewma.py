@@ -21,10 +21,11 @@ decide.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import exp, floor, inf
+from math import exp, floor, inf, log
 from typing import cast
 
 from meshlib.pickers.base import NO_INFO, ContractClass, Picker, PickerContext, PickInfo
+from meshlib.pickers.candidates import DRAWS
 from meshlib.pickers.subchannel import DECAY, Subchannel
 from meshlib.pickers.two_choices import TwoChoicesPicker, parse_window
 
@@ -40,6 +41,10 @@ SHARPNESS = 3.0
 #: Estimates further apart than by the factor exp(1.6), about five, are looked at more closely (``_latencies``): only
 #: there can a faded estimate attract a herd. Latencies of equals rarely differ so much. Squared, as it is used.
 FAR_APART = 1.6**2
+#: From how many times the median of its peers on an endpoint is bad: then even the better one of two is not taken, but
+#: drawn again. Two bad ones of four are both drawn by every sixth pick, and one of them would get it. When half of
+#: all or more are as slow, the median is theirs and nobody is bad: there is no better place to go.
+BAD = 8.0
 #: How many peers the median is taken of, at random, when there are more: within a sixth of the true rank in 19
 #: of 20 cases, and a few microseconds instead of milliseconds with 10,000 endpoints.
 PEERS = 64
@@ -49,22 +54,24 @@ MEDIAN_AGE = 0.1
 
 
 class PeakEwma(TwoChoicesPicker):
-    __slots__ = ("_median",)
+    __slots__ = ("_limit", "_median")
 
     def __init__(self, subchannels: Sequence[Subchannel], window: float, context: PickerContext) -> None:
         super().__init__(subchannels, window, context)
         #: (median latency, when it was taken): one tuple, replaced as a whole by whoever finds it old.
         self._median: tuple[float, float] | None = None
+        #: The rank from which an endpoint is bad, as it was when two far apart were last met: a store of one reference.
+        self._limit = inf
 
     def pick(self, info: PickInfo = NO_INFO, /) -> Subchannel | None:
         if info.now < self._careful_until or info.exclude:
             return self._carefully(info)
-        others = self._others
-        drawn = self._random() * self._pairs
+        random, pairs, others, twice = self._draws
+        drawn = random() * pairs
         k = floor(drawn)
         i = k // others
-        chosen = self._twice[i]
-        other = self._twice[i + 1 + k % others]
+        chosen = twice[i]
+        other = twice[i + 1 + k % others]
         worse = other.rank - chosen.rank
         if worse * worse < FAR_APART:  # neither for infinity nor for NaN, which stand for missing samples
             odds = exp(SHARPNESS * worse)
@@ -74,6 +81,7 @@ class PeakEwma(TwoChoicesPicker):
             latency, its_latency = self._latencies(chosen, other, info.now)
             slower = its_latency / latency
             odds = slower * slower * slower
+            self._limit = self._bad_from(info.now)
         load, its_load = chosen.inflight, other.inflight
         if load != its_load:
             busier = (its_load + 1) / (load + 1)
@@ -81,9 +89,35 @@ class PeakEwma(TwoChoicesPicker):
         # The fraction that the draw left is a random number of its own.
         if (drawn - k) * (1.0 + odds) < 1.0:
             chosen = other
+        if chosen.rank > self._limit:
+            chosen = self._instead(chosen, info)
         with chosen.lock:
             chosen.inflight += 1
         return chosen
+
+    def _instead(self, bad: Subchannel, info: PickInfo) -> Subchannel:
+        """Another draw, for as long as what was drawn is bad; the bad one when luck does not want it otherwise."""
+        limit = self._limit = self._bad_from(info.now)
+        members, random = self._members, self._random
+        for _ in range(DRAWS):
+            if bad.rank <= limit:
+                break
+            bad = members[floor(random() * len(members))]
+        return bad
+
+    def _unless_bad(self, one: int, info: PickInfo) -> int:
+        limit = self._bad_from(info.now)
+        for _ in range(DRAWS):
+            if self._members[one].rank <= limit:
+                break
+            other = self._draw(info.now, info.exclude)
+            one = one if other is None else other
+        return one
+
+    def _bad_from(self, now: float) -> float:
+        """The rank from which an endpoint counts as bad; none does while nothing is known."""
+        median = self._peers(now, 0.0)
+        return log(BAD * median) + now / DECAY if median > 0.0 else inf
 
     def _better(self, one: int, than: int, now: float) -> bool:
         latency, its = self._latencies(self._members[one], self._members[than], now)
@@ -118,7 +152,7 @@ class PeakEwma(TwoChoicesPicker):
         if len(members) > PEERS:
             members = tuple(members[floor(random() * len(members))] for _ in range(PEERS))
         latencies = sorted(m.ewma * exp(min(0.0, m.ewma_at - now) / DECAY) for m in members if m.ewma >= 0.0)
-        latency = latencies[len(latencies) // 2] if latencies else known
+        latency = latencies[(len(latencies) - 1) // 2] if latencies else known
         self._median = (latency, now)
         return latency
 

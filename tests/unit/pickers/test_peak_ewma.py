@@ -84,6 +84,51 @@ def test_one_of_four_turns_ten_times_slower(rate: int) -> None:
     assert share(after, members[0]) > 0.75 / 4
 
 
+@pytest.mark.parametrize("rate", RATES)
+def test_one_slow_and_one_failing_do_not_feed_each_other(rate: int) -> None:
+    """Every sixth draw meets both bad ones of five; the one that fails less must not get it for that."""
+    members = subchannels(5)
+    picker = build(BUILDER, {}, members)
+    random = Random(rate)
+
+    def answer(member: Subchannel, now: float) -> tuple[float, bool]:
+        if member is members[0]:
+            return 0.001, True
+        return (0.25 if member is members[1] else 0.005 * random.lognormvariate(0, 0.3)), False
+
+    simulate(picker, answer, random.random, rate=rate, start=0, end=2)
+    later = simulate(picker, answer, random.random, rate=rate, start=2, end=10)
+    assert share(later, members[0]) < 0.01
+    assert share(later, members[1]) < 0.01
+
+
+def test_when_all_are_as_slow_nobody_is_bad() -> None:
+    """The median is everybody's: all of them are used, alike."""
+    members = subchannels(4)
+    picker = build(BUILDER, {}, members)
+    counted = simulate(picker, noisy(1, lambda m, now: 2.0), Random(1).random, rate=50, start=0, end=60)
+    assert all(share(counted, member) == pytest.approx(0.25, abs=0.08) for member in members)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("failing", [True, False])
+def test_a_bad_endpoint_stays_left_out_while_another_one_ramps(rate: int, failing: bool) -> None:
+    """A rolling update keeps somebody ramping all the time; that must not bring traffic back to what is bad."""
+    members = subchannels(4)
+    bad, joiner = members[0], members[3]
+    joiner.joined_at = 20.0
+    random = Random(rate)
+
+    def answer(member: Subchannel, now: float) -> tuple[float, bool]:
+        if member is bad:
+            return (0.001, True) if failing else (0.25, False)
+        return 0.005 * random.lognormvariate(0, 0.3), False
+
+    simulate(build(BUILDER, {}, members[:3]), answer, random.random, rate=rate, start=10, end=20)
+    during = simulate(build(BUILDER, {}, members), answer, random.random, rate=rate, start=20, end=30)
+    assert share(during, bad) < 0.02
+
+
 @pytest.mark.parametrize("rate", [500, 2000])
 def test_joiner_follows_the_slow_start_curve(rate: int) -> None:
     """A joiner's share follows ramp / (3 + ramp) within a tenth of the full share, then it is full."""
