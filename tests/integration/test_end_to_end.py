@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,6 +20,8 @@ from tests.components.traffic import Traffic
 #: How long a change may take to reach traffic here, seconds: controllers batch for about a second, and CI is busy.
 PATIENCE = 60.0
 NODE = "node-a"
+#: The API server is stopped (SIGSTOP) for this long, seconds: longer than the timeouts of any request to it.
+STOPPED_FOR = 60.0
 
 
 class Shop:
@@ -217,10 +220,10 @@ def test_the_api_server_dies_sleeps_and_forgets_under_traffic(
         until_served_by(traffic, shop.names(*known), "a pod made after the restart")
 
         kube.pause_api()
-        mark = traffic.mark()
-        wait_for(
-            lambda: sum(traffic.since(mark).values()) > 1000, timeout=PATIENCE, what="traffic, API stopped"
-        )
+        mark, resumed_at = traffic.mark(), time.monotonic() + STOPPED_FOR
+        wait_for(lambda: time.monotonic() > resumed_at, timeout=2 * STOPPED_FOR, interval=0.5)
+        assert sum(traffic.since(mark).values()) > 1000
+        assert set(traffic.since(mark)) == shop.names(*known)
         kube.resume_api()
         known.append(shop.add())
         until_served_by(traffic, shop.names(*known), "a pod made after the stop")

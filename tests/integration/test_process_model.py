@@ -6,8 +6,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.components.process import wait_for
 
 #: Longest time an interpreter may need here in all, seconds: start, work, exit. Only a hang reaches it.
 PATIENCE = 60
@@ -272,3 +276,40 @@ def test_use_in_an_exit_handler_does_not_hang() -> None:
         """,
         "served",
     )
+
+
+def test_exit_with_real_connections_open(kube_v1: Any, backends: Any, tmp_path: Path) -> None:
+    """Watches on a real API server, pooled HTTP connections, gRPC channels and a request without an answer: the exit is
+    clean, silent and keeps its code."""
+    (http,) = backends.http(1)
+    (rpc,) = backends.grpc(1)
+    kube_v1.create_service("default", "left-open", selector={})
+    kube_v1.put_slice("default", "left-open-1", "left-open", ["10.0.0.1"])
+    http.delay = 3600.0
+    script = f"""
+    import sys, threading, httpx, meshlib
+    from meshlib import grpc as mesh_grpc
+    k8s = {{"kubeconfig": {str(tmp_path / "kubeconfig")!r}}}
+    mesh = meshlib.Mesh(config=meshlib.load_config({{"discovery": {{"k8s": k8s}}, "sync_timeout": 30.0}}))
+    mesh.target("k8s:///left-open.default:http").acquire(60)
+    channel = mesh_grpc.insecure_channel("static:///{rpc.address}", mesh=mesh)
+    channel.unary_unary("/test.Echo/UnaryUnary")(b"", timeout=30)
+    client = httpx.Client(transport=meshlib.MeshTransport("static:///{http.address}", mesh=mesh), timeout=None)
+    threading.Thread(target=client.get, args=("http://slow/",), daemon=True).start()
+    sys.stdin.readline()
+    sys.exit(7)
+    """
+    kube_v1.write_kubeconfig(tmp_path / "kubeconfig")
+    running = subprocess.Popen(
+        [sys.executable, "-X", "dev", "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(lambda: http.in_flight == 1 or running.poll() is not None, timeout=PATIENCE)
+        _, errors = running.communicate("\n", timeout=PATIENCE)
+    finally:
+        running.kill()
+        running.wait()
+    assert (running.returncode, errors) == (7, "")
