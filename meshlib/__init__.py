@@ -6,6 +6,7 @@ use (PEP 562).
 * ``Mesh``, ``Target``, ``ready``: discovery and picking for any client.
 * ``wrap``, ``unwrap``, ``MeshTransport``, ``AsyncMeshTransport``: httpx.
 * ``meshlib.grpc.insecure_channel`` and friends: grpc and grpc.aio.
+* ``install``, ``uninstall``: all of that without touching a client or channel.
 * ``load_config``, ``errors``.
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from meshlib import errors
     from meshlib.clients.httpx import AsyncMeshTransport, MeshTransport, unwrap, wrap
+    from meshlib.clients.install import install, uninstall
     from meshlib.model.endpoint import Endpoint
     from meshlib.model.target import Target
     from meshlib.runtime.config import Config, load_config
@@ -33,8 +35,10 @@ __all__ = [
     "Target",
     "default_mesh",
     "errors",
+    "install",
     "load_config",
     "ready",
+    "uninstall",
     "unwrap",
     "wrap",
 ]
@@ -47,12 +51,14 @@ _HOMES = {
     "MeshTransport": "meshlib.clients.httpx",
     "Target": "meshlib.model.target",
     "default_mesh": "meshlib.runtime.default",
+    "install": "meshlib.clients.install",
     "load_config": "meshlib.runtime.config",
     "ready": "meshlib.runtime.default",
+    "uninstall": "meshlib.clients.install",
     "unwrap": "meshlib.clients.httpx",
     "wrap": "meshlib.clients.httpx",
 }
-_MODULES = ("errors", "grpc", "httpx")
+_MODULES = ("errors", "grpc", "httpx", "httpx2")
 
 
 if not TYPE_CHECKING:  # for a type checker every name is declared above, and an unknown one is an error

@@ -18,6 +18,7 @@ _COMMANDS = {
         "Check what this environment offers, with the fix for what it lacks.",
     ),
     "rbac": ("meshlib.cli.rbac", "Print the Roles, RoleBindings and NetworkPolicy that a client needs."),
+    "run": ("meshlib.cli.run", "Run a program whose clients balance mesh targets, without changing it."),
     "resolve": ("meshlib.cli.resolve", "Show who may receive traffic for a target, who may not, and why."),
 }
 
@@ -52,4 +53,5 @@ def meshlib() -> None:
       meshlib doctor                                    what does this environment offer?
       meshlib resolve k8s:///orders.shop:http           who gets traffic, and why
       meshlib check-url http://orders.shop.svc/items    what would happen to this request?
+      meshlib run -- python app.py                      have it happen
     """

@@ -6,8 +6,11 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
+from types import MappingProxyType
 
 from meshlib.model.target import Target
+from meshlib.runtime.config import load_config
 from meshlib.runtime.mesh import Mesh
 
 _default_lock = threading.Lock()
@@ -21,6 +24,15 @@ def default_mesh() -> Mesh:
         if _default is None or _default.closed:
             _default = Mesh()
         return _default
+
+
+def transparent_mesh() -> Mesh:
+    """A new Mesh for transparent use: configured as any other, but it reads a kubeconfig only if a setting names one
+    (decision D12): what nobody asked for must not find its way to a cluster from a laptop or a test run."""
+    config = load_config()
+    cluster = {"allow_kubeconfig": False, **config.discovery.get("k8s", {})}
+    discovery = {**config.discovery, "k8s": MappingProxyType(cluster)}
+    return Mesh(config=replace(config, discovery=MappingProxyType(discovery)))
 
 
 def _new_default_lock() -> None:

@@ -12,6 +12,7 @@ from types import TracebackType
 from meshlib.discovery.base import Resolver, ResolverBuilder
 from meshlib.discovery.dns import lookup as dns_lookup
 from meshlib.errors import DiscoveryError, MeshClosed
+from meshlib.model.hosts import HostMatch
 from meshlib.model.slices import EndpointSlice
 from meshlib.model.target import Target
 from meshlib.model.update import Snapshot
@@ -28,7 +29,7 @@ from meshlib.runtime.lookup import DnsFallback
 from meshlib.runtime.names import UrlTable
 from meshlib.runtime.observing import emit
 from meshlib.runtime.primitives import StripedLocks
-from meshlib.runtime.registry import picker_builder, resolver_builder
+from meshlib.runtime.registry import has_resolver, picker_builder, resolver_builder
 from meshlib.runtime.watch import DNS_TIMEOUT, TargetWatch
 
 
@@ -91,6 +92,14 @@ class Mesh:
     def for_url(self, scheme: str, host: str, port: int | None) -> TargetHandle | None:
         """Decision D1: the handle if this URL's host is ours now, else None (the bare path). Never blocks."""
         return self._urls.find(scheme, host, port)
+
+    def match_url(self, scheme: str, host: str, port: int | None) -> HostMatch:
+        """What this URL's host can be to us at all, whatever is known now. Asks nobody."""
+        return self._urls.match(scheme, host, port)
+
+    def has_scheme(self, scheme: str) -> bool:
+        """Whether targets of this scheme have a resolver here. Loads no plugin."""
+        return scheme in self._resolvers or has_resolver(scheme)
 
     def now(self) -> float:
         """Seconds of the runtime's monotonic clock."""

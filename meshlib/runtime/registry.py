@@ -29,6 +29,13 @@ def picker_builder(name: str) -> PickerBuilder:
     return cast(PickerBuilder, _load("picker", PICKER_GROUP, PICKERS, name))
 
 
+def has_resolver(scheme: str) -> bool:
+    """Whether a resolver of that name is built in or installed. Imports none."""
+    return scheme in RESOLVERS or any(
+        entry.name == scheme for entry in metadata.entry_points(group=RESOLVER_GROUP)
+    )
+
+
 def plugins() -> dict[str, dict[str, str]]:
     """Installed plugins by group: name -> ``distribution version``. Nothing is imported."""
     found: dict[str, dict[str, str]] = {}

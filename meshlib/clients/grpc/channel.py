@@ -116,6 +116,10 @@ class MeshChannel(grpc.Channel):
                     self._methods[key] = known
         return known
 
+    def _get_registered_call_handle(self, method: str) -> int:
+        """What ``grpc.experimental``'s static stubs ask for and pass back as fourth argument; any true number does."""
+        return 1
+
     def subscribe(
         self, callback: Callable[[grpc.ChannelConnectivity], Any], try_to_connect: bool | None = False
     ) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
-#: httpx module -> httpcore module.
-LIBRARIES = {"httpx": "httpcore"}
+#: httpx module -> httpcore module. Neither is imported before the application uses it.
+LIBRARIES = {"httpx": "httpcore", "httpx2": "httpcore2"}
 
 #: What we read of a connection pool, besides its public names.
 _POOL_STATE = (
@@ -42,8 +43,6 @@ class Flavour:
     httpx: Any
     core: Any
     unsupported: str = ""
-    #: The pools' own request methods. When a mocking library has replaced one, requests pass through to it.
-    pristine: dict[type, Any] = field(default_factory=dict)
 
     def is_direct_pool(self, pool: object) -> bool:
         """A plain pool that dials the URL's host itself: no proxy, no Unix socket, none of ours."""
@@ -56,10 +55,14 @@ class Flavour:
         )  # httpcore before 1.0.6 has no _proxy
 
     def is_mocked(self, pool: object) -> bool:
-        """Whether somebody patched the pool's class (respx does): the mock must see the logical URL, not an address."""
+        """Whether somebody patched the pool's class (respx does): the mock must see the logical URL, not an address.
+
+        Looked at for every request, and without a memory of what was there before: a mock may come and go at any
+        time, also before meshlib is loaded.
+        """
         kind = type(pool)
         name = "handle_request" if hasattr(kind, "handle_request") else "handle_async_request"
-        return getattr(kind, name) is not self.pristine.get(kind)
+        return not _is_from(getattr(kind, name), self.core)
 
     def warn(self, what: str) -> None:
         """Tell that requests take the bare path (decision D18)."""
@@ -68,6 +71,19 @@ class Flavour:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def _is_from(method: object, library: Any) -> bool:
+    """Whether a method is the library's own: by where its code lives, as its names can be copied (functools.wraps)."""
+    if type(method) is not FunctionType:
+        return False
+    home: str = method.__globals__.get("__name__", "")
+    return home.partition(".")[0] == str(library.__name__)
+
+
+def raw_pool(transport: object) -> Any:
+    """The pool that the transport itself holds, below whatever ``install`` shows in its place; None: it has none."""
+    return getattr(transport, "__dict__", {}).get("_pool")
 
 
 _loaded: dict[str, Flavour] = {}
@@ -95,16 +111,12 @@ def check(httpx: Any, core: Any) -> Flavour:
     """Look whether all private names that this package uses exist and behave as expected. Does no IO."""
     try:
         reason = _differences(httpx, core)
-        pristine = {
-            core.ConnectionPool: core.ConnectionPool.handle_request,
-            core.AsyncConnectionPool: core.AsyncConnectionPool.handle_async_request,
-        }
     except (AttributeError, TypeError, ValueError, LookupError) as error:
-        reason, pristine = f"unexpected inside: {error}", {}
+        reason = f"unexpected inside: {error}"
     if reason:
         versions = f"{httpx.__name__} {_version(httpx)} on {core.__name__} {_version(core)}"
         reason = f"{versions} is not a version this meshlib knows ({reason})"
-    return Flavour(httpx, core, reason, pristine)
+    return Flavour(httpx, core, reason)
 
 
 def _differences(httpx: Any, core: Any) -> str:
@@ -151,6 +163,15 @@ class _Idle:
 
     def is_idle(self) -> bool:
         return True
+
+    def is_connected(self) -> bool:
+        return True
+
+    def is_available(self) -> bool:
+        return False
+
+    def can_multiplex(self) -> bool:
+        return False
 
 
 def _version(module: Any) -> str:

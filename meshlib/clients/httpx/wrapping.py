@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from meshlib.clients.httpx.flavour import Flavour, flavour_of
+from meshlib.clients.httpx.flavour import Flavour, flavour_of, raw_pool
 from meshlib.clients.httpx.pool import AsyncMeshPool, MeshPool
 from meshlib.errors import ConfigError
 from meshlib.runtime.mesh import Mesh
@@ -21,8 +21,9 @@ def wrap(client: ClientT, mesh: Mesh | None = None) -> ClientT:
 
     Works on the client's transport and its mounts. Proxied, Unix-socket, ASGI, WSGI, mock and other transports are left
     alone, as is everything when this httpx is not a version we know (with a warning). Wrapping twice changes
-    nothing. ``mesh``: the Mesh to use, the process's default one otherwise. A transport shared by several clients is
-    wrapped for all of them. Call it from one thread, before or between requests.
+    nothing; an explicit ``wrap`` wins over ``install``. ``mesh``: the Mesh to use, the process's default one otherwise.
+    A transport shared by several clients is wrapped for all of them. Call it from one thread, before or between
+    requests.
 
     Raises TypeError for anything but a client, ConfigError when it is already wrapped with another Mesh.
     """
@@ -31,7 +32,7 @@ def wrap(client: ClientT, mesh: Mesh | None = None) -> ClientT:
         flavour.warn(type(client).__name__)
         return client
     for transport in _transports(client):
-        pool = transport._pool
+        pool = raw_pool(transport)
         if isinstance(pool, MeshPool | AsyncMeshPool):
             if mesh is not None and pool.mesh is not mesh:
                 raise ConfigError(
@@ -47,7 +48,7 @@ def unwrap(client: ClientT) -> ClientT:
     """Undo ``wrap``: requests in flight finish, new ones take the bare path. A MeshTransport stays what it is."""
     _flavour(client)
     for transport in _transports(client):
-        pool = transport._pool
+        pool = raw_pool(transport)
         if isinstance(pool, MeshPool | AsyncMeshPool) and pool.from_wrap:
             transport._pool = pool.original
             pool.drain()
@@ -64,5 +65,5 @@ def _flavour(client: object) -> Flavour:
 def _transports(client: Any) -> Iterator[Any]:
     """The transports of the client that have a connection pool."""
     for transport in (getattr(client, "_transport", None), *getattr(client, "_mounts", {}).values()):
-        if getattr(transport, "_pool", None) is not None:
+        if raw_pool(transport) is not None:
             yield transport

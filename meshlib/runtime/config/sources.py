@@ -18,6 +18,8 @@ from meshlib.runtime.config.keys import ADDRESS, SCALARS, TABLES, Entries, KeyPa
 FILE_VARIABLE = "MESHLIB_CONFIG"
 #: What a file nobody named is called; looked for in the working directory only.
 FILE_NAME = "meshlib.toml"
+#: Read when transparent use begins (``meshlib.clients.install``); no settings of a Mesh.
+SWITCHES = ("MESHLIB_DISABLED", "MESHLIB_INSTALL", "MESHLIB_RUN_PID")
 #: Manifests usually set the node's name under this variable, through the downward API.
 _NODE_NAMES = ("MESHLIB_NODE_NAME", "NODE_NAME")
 _TRUE, _FALSE = frozenset(("1", "true", "yes", "on")), frozenset(("0", "false", "no", "off"))
@@ -35,7 +37,7 @@ def variables() -> dict[KeyPath, tuple[str, ...]]:
 def read_environ(environ: Mapping[str, str], warnings: list[str]) -> Entries:
     """Entries of all ``MESHLIB_*`` variables; empty ones count as not set. Raises ConfigError naming the variable."""
     entries: Entries = {}
-    known = {FILE_VARIABLE}
+    known = {FILE_VARIABLE, *SWITCHES}
     for path, names in variables().items():
         known.update(names)
         name = next((name for name in names if environ.get(name)), "")

@@ -1,0 +1,179 @@
+"""install and uninstall: every httpx client and gRPC channel of the process balances mesh targets, untouched itself.
+
+What is ours is decided per request (decision D1); everything else is served by the very objects that served it before.
+Importing this module, and ``install`` itself, load no client library: what is not imported yet is balanced once it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from meshlib.clients import import_hook
+from meshlib.errors import ConfigError
+from meshlib.runtime.primitives import new_lock
+
+if TYPE_CHECKING:
+    from meshlib.runtime.mesh import Mesh
+
+#: Switches transparent use off, whoever asks for it: ``1``, ``true``, ``yes`` or ``on``.
+DISABLED = "MESHLIB_DISABLED"
+#: Set by ``meshlib run`` for the program and its children: the libraries to balance, separated by commas.
+AUTOMATIC = "MESHLIB_INSTALL"
+
+#: module -> the switch of ``install`` that it belongs to.
+LIBRARIES = {"httpx": "httpx", "httpx2": "httpx", "grpc": "grpc"}
+
+
+@dataclass(eq=False)
+class _Installation:
+    """What is installed now. ``mesh`` is None until the first library needs one (``meshlib run`` waits for that)."""
+
+    libraries: frozenset[str]
+    given: Mesh | None
+    automatic: bool
+    mesh: Mesh | None = None
+    seams: list[Any] = field(default_factory=list)
+
+    def is_like(self, other: _Installation) -> bool:
+        return self.libraries == other.libraries and self.given is other.given
+
+
+_lock = new_lock()
+_current: _Installation | None = None
+
+
+def disabled(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether ``MESHLIB_DISABLED`` is on."""
+    return environ.get(DISABLED, "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def install(*, mesh: Mesh | None = None, httpx: bool = True, grpc: bool = True) -> None:
+    """Balance mesh targets in all httpx and httpx2 clients, existing ones included, and in all gRPC channels made from
+    now on. Everything that is not ours keeps its way.
+
+    ``httpx``, ``grpc``: which of them. ``mesh``: the Mesh to use; by default one of its own, configured as any other
+    but never with a kubeconfig that no setting names. Nothing is imported, looked up or connected: that begins with
+    the first request for a mesh target. Does nothing when ``MESHLIB_DISABLED=1``, or when the same is installed
+    already. Call it at start-up, from any thread.
+
+    Raises ConfigError when something different is installed, or the configuration is wrong. A library in a version
+    that is not known is left as it is, with one warning.
+    """
+    switches = {"httpx": httpx, "grpc": grpc}
+    libraries = frozenset(name for name, switch in LIBRARIES.items() if switches[switch])
+    _install(_Installation(libraries, mesh, automatic=False))
+
+
+def uninstall() -> None:
+    """Undo ``install``. Requests in flight finish, and clients have their own connections again; gRPC channels that
+    were made in the meantime keep working as they are. Without ``install`` it does nothing."""
+    global _current
+    with _lock:
+        installation, _current = _current, None
+    if installation is not None:
+        _take_off(installation)
+
+
+def install_automatically(environ: Mapping[str, str] = os.environ) -> None:
+    """What ``meshlib run`` has every Python process of the program do as it starts. Never raises.
+
+    Cheap: the rest is loaded together with the first library that is balanced. A later ``install`` in code replaces it.
+    """
+    wanted = {name.strip() for name in environ.get(AUTOMATIC, "").split(",")}
+    libraries = frozenset(name for name, switch in LIBRARIES.items() if switch in wanted)
+    try:
+        _install(_Installation(libraries, None, automatic=True))
+    except Exception as error:  # the program must run as it would without us
+        _pass_through(error)
+
+
+def _install(wanted: _Installation) -> None:
+    global _current
+    if disabled() or _is_there(_current, wanted):
+        return
+    if not wanted.automatic:
+        _mesh_of(wanted)  # a wrong configuration is told here, where it can be caught
+    with _lock:
+        before = _current
+        if _is_there(before, wanted):
+            return
+        _current = wanted
+    if before is not None:
+        _take_off(before)
+    for name in sorted(wanted.libraries):
+        import_hook.when_imported(name, _starter(wanted, name))
+
+
+def _is_there(before: _Installation | None, wanted: _Installation) -> bool:
+    """Whether there is nothing to do. What ``meshlib run`` installed gives way to what the code says."""
+    if before is None:
+        return False
+    if wanted.automatic or before.is_like(wanted):
+        return True
+    if before.automatic:
+        return False
+    raise ConfigError("install()", "something different is installed already", "uninstall() first")
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = new_lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
+
+
+def _starter(installation: _Installation, name: str) -> Callable[[], None]:
+    def start() -> None:
+        if _current is not installation:
+            return
+        try:
+            seam = _seam(name, _mesh_of(installation))
+            if seam is not None:
+                seam.put_on()
+                installation.seams.append(seam)
+        except Exception as error:  # an import that worked without us must work with us (decision D18)
+            _pass_through(error)
+
+    return start
+
+
+def _seam(name: str, mesh: Mesh) -> Any:
+    if name == "grpc":
+        from meshlib.clients.grpc.seam import Seam as GrpcSeam
+
+        return GrpcSeam(mesh)
+    if sys.modules[name].__name__ != name:
+        return None  # httpx2 under httpx's name (httpx2.alias_httpx): balanced under its own
+    from meshlib.clients.httpx.flavour import load
+    from meshlib.clients.httpx.seam import Seam as HttpxSeam
+
+    flavour = load(name)
+    if flavour.unsupported:
+        flavour.warn(name)
+        return None
+    return HttpxSeam(flavour, mesh)
+
+
+def _mesh_of(installation: _Installation) -> Mesh:
+    if installation.mesh is None:
+        from meshlib.runtime.default import transparent_mesh
+
+        installation.mesh = installation.given or transparent_mesh()
+    return installation.mesh
+
+
+def _take_off(installation: _Installation) -> None:
+    for name in installation.libraries:
+        import_hook.forget(name)
+    for seam in installation.seams:
+        seam.take_off()
+
+
+def _pass_through(error: Exception) -> None:
+    warnings.warn(f"meshlib: nothing is balanced: {error}", RuntimeWarning, stacklevel=3)

@@ -1,0 +1,275 @@
+"""install() and grpc: which channels are ours, names imported earlier, static stubs, and taking it back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import grpc._channel
+import grpc.aio._channel
+import grpc.experimental
+import pytest
+from grpc import insecure_channel as imported_before
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import meshlib
+from meshlib.clients.grpc.aio_channel import AioMeshChannel
+from meshlib.clients.grpc.channel import MeshChannel
+from meshlib.clients.grpc.switch import AioSwitchChannel, SwitchChannel
+from meshlib.errors import TargetError
+from meshlib.model.update import DoesNotExist
+from tests.components.backends import Backends, GrpcBackend
+from tests.integration.grpc_support import SS, SU, US, UU, eventually
+from tests.integration.install_support import Installed, installed
+
+TARGET = "k8s:///orders.shop:80"
+HOST = "orders.shop.svc:80"
+
+
+@pytest.fixture
+def mesh() -> Iterator[Installed]:
+    with installed(aliases={"orders.internal": TARGET}) as made:
+        yield made
+
+
+def served(call: Any, servers: list[GrpcBackend], times: int = 6) -> None:
+    """Unary calls reach every server."""
+    names = {call(b"x", timeout=10).decode().split(":")[0] for _ in range(times)}
+    assert names == {server.name for server in servers}
+
+
+@pytest.mark.parametrize("target", [TARGET, HOST, "orders.shop.svc.cluster.local:80", "orders.internal:1234"])
+def test_channels_of_mesh_targets_are_balanced(mesh: Installed, backends: Backends, target: str) -> None:
+    """By scheme, by cluster host name, by alias."""
+    servers = backends.grpc(2)
+    mesh.serve(servers)
+    with grpc.insecure_channel(target) as channel:
+        served(channel.unary_unary(UU), servers)
+
+
+def test_secure_channel_verifies_the_name_that_was_typed(mesh: Installed, backends: Backends) -> None:
+    """grpc.secure_channel too; :authority stays what a bare channel sends."""
+    servers = backends.grpc(2, tls="orders.shop.svc")
+    mesh.serve(servers)
+    credentials = grpc.ssl_channel_credentials(backends.ca_pem)
+    for target in (TARGET, HOST):
+        with grpc.secure_channel(target, credentials) as channel:
+            served(channel.unary_unary(UU), servers)
+
+
+def test_functions_imported_before_install(mesh: Installed, backends: Backends) -> None:
+    """`from grpc import insecure_channel` at the top of a module that was loaded first."""
+    servers = backends.grpc(2)
+    mesh.serve(servers)
+    with imported_before(TARGET) as channel:
+        served(channel.unary_unary(UU), servers)
+
+
+def test_every_arity_through_a_host_channel(mesh: Installed, backends: Backends) -> None:
+    """A channel by host name hands every kind of call on, and with_call and future."""
+    (server,) = backends.grpc(1)
+    mesh.serve([server])
+    name = server.name.encode()
+    with grpc.insecure_channel(HOST) as channel:
+        assert isinstance(channel, SwitchChannel)
+        assert isinstance(channel.unary_unary(UU), grpc.UnaryUnaryMultiCallable)
+        assert list(channel.unary_stream(US)(b"x")) == [name + b":x:%d" % i for i in range(5)]
+        assert channel.stream_unary(SU)(iter([b"a", b"b"])) == name + b":a,b"
+        assert channel.stream_unary(SU).with_call(iter([b"a"]))[1].code() is grpc.StatusCode.OK
+        assert channel.unary_unary(UU).future(b"x").result(10) == name + b":x"
+        assert list(channel.stream_stream(SS)(iter([b"a"]))) == [name + b":a"]
+        grpc.channel_ready_future(channel).result(10)
+    with pytest.raises(ValueError, match="closed channel"):
+        channel.unary_unary(UU)(b"x")
+
+
+def test_generated_stubs_and_interceptors(mesh: Installed, backends: Backends) -> None:
+    """Stubs of grpcio-tools, old (without _registered_method) and new, over grpc.intercept_channel."""
+    servers = backends.grpc(2)
+    mesh.serve(servers)
+    seen: list[str] = []
+
+    class Interceptor(grpc.UnaryUnaryClientInterceptor):
+        def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            seen.append(details.method)
+            return continuation(details, request)
+
+    for target in (TARGET, HOST):
+        with grpc.insecure_channel(target) as bare:
+            channel = grpc.intercept_channel(bare, Interceptor())
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+            old = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+                response_deserializer=health_pb2.HealthCheckResponse.FromString,
+            )
+            assert old(health_pb2.HealthCheckRequest(), timeout=10).status == reply.status
+    assert seen == ["/grpc.health.v1.Health/Check"] * 4
+
+
+@pytest.mark.parametrize("target", [TARGET, HOST])
+@pytest.mark.parametrize("registered", [False, True])
+@pytest.mark.filterwarnings("ignore::grpc.experimental.ExperimentalApiWarning")
+def test_static_stubs(mesh: Installed, backends: Backends, target: str, registered: bool) -> None:
+    """grpc.experimental's stubs without a channel make theirs with the same function."""
+    servers = backends.grpc(2)
+    mesh.serve(servers)
+
+    def call(request: bytes, timeout: float) -> bytes:
+        options = ((f"test.{registered}", "1"),)  # a channel of its own in grpc's cache
+        reply: bytes = grpc.experimental.unary_unary(
+            request,
+            target,
+            UU,
+            options=options,
+            insecure=True,
+            timeout=timeout,
+            _registered_method=registered,
+        )
+        return reply
+
+    try:
+        served(call, servers)
+    finally:
+        import grpc._simple_stubs as stubs
+
+        cache = stubs.ChannelCache.get()
+        with cache._lock:
+            for key in list(cache._mapping):
+                cache._evict_locked(key)
+
+
+def test_static_stub_classes(mesh: Installed, backends: Backends) -> None:
+    """The generated class-level methods."""
+    servers = backends.grpc(2)
+    mesh.serve(servers)
+    for _ in range(4):
+        reply = health_pb2_grpc.Health.Check(
+            health_pb2.HealthCheckRequest(), TARGET, insecure=True, timeout=10
+        )
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["127.0.0.1:1", "ipv4:127.0.0.1:1", "unix:///tmp/none", "example.org.:443", "dns:x:1", "[::1]:1"],
+)
+def test_everything_else_is_grpcs_own(mesh: Installed, target: str) -> None:
+    """The very class, not something that looks like it."""
+    original = next(o for h, o, _ in _seam()._replaced if h is grpc._channel)
+    with grpc.insecure_channel(target) as channel:
+        assert type(channel) is original
+
+
+def test_dns_channels_with_their_own_balancing(mesh: Installed) -> None:
+    """Decision D10."""
+    with grpc.insecure_channel("dns:///127.0.0.1:1") as plain:
+        assert isinstance(plain, MeshChannel)
+    with grpc.insecure_channel("dns:///127.0.0.1:1", options=[("grpc.lb_policy_name", "round_robin")]) as own:
+        assert type(own).__module__ == "grpc._channel"
+
+
+def test_a_wrong_target_of_ours_says_so(mesh: Installed) -> None:
+    """grpc would fail later and elsewhere, with "DNS resolution failed"."""
+    with pytest.raises(TargetError):
+        grpc.insecure_channel("k8s:///Orders:80")
+
+
+def test_a_host_that_is_no_service_takes_the_bare_way(mesh: Installed, backends: Backends) -> None:
+    """Decision D2: neither an unknown port nor an unknown Service is an error; the name goes to grpc, and back."""
+    (server,) = backends.grpc(1)
+    mesh.resolver.publish("shop/orders", DoesNotExist("no such Service"))
+    mesh.known()
+    with grpc.insecure_channel(HOST) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(UU)(b"x", timeout=10)
+        assert caught.value.__cause__ is None  # grpc's own failure to resolve the name, not one of ours
+        mesh.serve([server])
+        handle = mesh.mesh.target(HOST)
+        eventually(lambda: handle.state.picker is not None)
+        assert channel.unary_unary(UU)(b"x", timeout=10) == server.name.encode() + b":x"
+
+
+def test_uninstall_restores_exactly(backends: Backends) -> None:
+    """Names are the objects they were; channels that were made keep working."""
+    (server,) = backends.grpc(1)
+    homes: list[Any] = [grpc, grpc.aio, grpc._channel, grpc.aio._channel]
+    before = [dict(vars(home)) for home in homes]
+    with installed() as mesh:
+        assert [dict(vars(home)) for home in homes[:2]] == before[:2]  # only private names are ever replaced
+        mesh.serve([server])
+        channel = grpc.insecure_channel(TARGET)
+        bare = grpc.insecure_channel("127.0.0.1:1")
+        assert isinstance(bare, grpc._channel.Channel)
+        meshlib.uninstall()
+        assert [dict(vars(home)) for home in homes] == before
+        assert channel.unary_unary(UU)(b"x", timeout=10) == server.name.encode() + b":x"
+        with grpc.insecure_channel(TARGET) as later:
+            assert type(later) is grpc._channel.Channel
+        channel.close()
+        bare.close()
+
+
+def test_subclasses_of_the_private_class_are_left_alone(mesh: Installed) -> None:
+    """Somebody's own Channel is what they made of it."""
+
+    class Own(grpc._channel.Channel):  # type: ignore[misc]
+        pass
+
+    made = Own(TARGET, (), None, None)
+    assert type(made) is Own
+    made.close()
+
+
+def test_only_httpx() -> None:
+    """The two are separate switches."""
+    before = dict(vars(grpc._channel))
+    with installed(grpc=False):
+        assert dict(vars(grpc._channel)) == before
+
+
+def test_aio_channels(mesh: Installed, backends: Backends) -> None:
+    """grpc.aio.insecure_channel and secure_channel, by scheme and by host name."""
+    servers = backends.grpc(2)
+    mesh.serve(servers)
+
+    async def main() -> None:
+        for target, kind in ((TARGET, AioMeshChannel), (HOST, AioSwitchChannel)):
+            async with grpc.aio.insecure_channel(target) as channel:
+                assert isinstance(channel, kind)
+                await asyncio.wait_for(channel.channel_ready(), 10)
+                call = channel.unary_unary(UU)
+                names = {(await call(b"x", timeout=10)).decode().split(":")[0] for _ in range(6)}
+                assert names == {server.name for server in servers}
+                assert len([m async for m in channel.unary_stream(US)(b"x", timeout=10)]) == 5
+                assert (await channel.stream_unary(SU)(iter([b"a", b"b"]), timeout=10)).endswith(b":a,b")
+                assert [m async for m in channel.stream_stream(SS)(iter([b"a"]), timeout=10)]
+                assert channel.get_state() is grpc.ChannelConnectivity.READY
+            assert channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+        async with grpc.aio.insecure_channel("127.0.0.1:1") as bare:
+            assert type(bare).__module__ == "grpc.aio._channel"
+
+    asyncio.run(main())
+
+
+def test_another_grpcio_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decision D18: one warning, nothing replaced, channels work."""
+
+    class Other:
+        def __init__(self, target: str, *, everything: Any = None) -> None: ...
+
+    monkeypatch.setattr(grpc._channel, "Channel", Other)
+    with pytest.warns(RuntimeWarning, match="grpc is left as it is") as caught, installed():
+        assert grpc._channel.Channel is Other
+    assert len(caught) == 1
+
+
+def _seam() -> Any:
+    from meshlib.clients import install
+
+    assert install._current is not None
+    (seam,) = [seam for seam in install._current.seams if hasattr(seam, "_replaced")]
+    return seam
