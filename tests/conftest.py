@@ -127,6 +127,17 @@ def unbound(knot: Knot, tmp_path: Path) -> Iterator[Unbound]:
         yield server
 
 
+@pytest.fixture(params=["httpcore", "fast"])
+def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs over each of httpx's connection engines: those of a Mesh, and those of a bare handle."""
+    from meshlib.clients.httpx import engines
+
+    name: str = request.param
+    monkeypatch.setenv("MESHLIB_WIRE", name)
+    monkeypatch.setattr(engines, "DEFAULT", name)
+    return name
+
+
 @pytest.fixture
 def backends() -> Iterator[Backends]:
     """Real HTTP and gRPC servers on addresses 127.0.0.2, 127.0.0.3, ... that count what they get."""

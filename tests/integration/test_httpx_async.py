@@ -16,12 +16,15 @@ from meshlib.clients.httpx import AsyncMeshTransport
 from meshlib.clients.httpx.body import settle_abandoned
 from meshlib.clients.httpx.pool import AsyncMeshPool
 from meshlib.errors import NoEndpoints
+from meshlib.runtime.config import load_config
 from meshlib.runtime.mesh import Mesh
 from meshlib.runtime.process import Generation
 from tests.components.backends import Backends, HttpBackend
 from tests.unit.clients_httpx.fakes import FakeHandle, async_transport
 
 URL = "http://orders.shop.svc"
+
+pytestmark = pytest.mark.usefixtures("wire")
 
 
 def handle_for(backends: list[HttpBackend]) -> FakeHandle:
@@ -166,8 +169,7 @@ def test_cancellation_at_every_step_leaves_nothing(backends: Backends) -> None:
                 assert sum(subchannel.inflight for subchannel in subchannels) == 0, turns
                 assert sum(subchannel.failures for subchannel in subchannels) == 0, turns
                 if survived and turns > 30:
-                    pools = [pool for pools in engine()._pools.values() for pool in pools.values()]
-                    assert [pool._requests for pool in pools] == [[]] * len(pools)
+                    assert engine().in_use() == 0
                     assert await eventually(lambda: server.connections <= 1)
                     return turns
         raise AssertionError("no request ever ended")
@@ -292,6 +294,8 @@ def test_unwrapped_client_drains(backends: Backends) -> None:
     handle = handle_for([server])
 
     class OneHost:
+        config = load_config()
+
         def for_url(self, scheme: str, host: str, port: int | None) -> Any:
             return handle if host == "orders.shop.svc" else None
 

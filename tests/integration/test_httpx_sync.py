@@ -27,6 +27,8 @@ from tests.unit.clients_httpx.fakes import FakeHandle, sync_transport
 
 URL = "http://orders.shop.svc"
 
+pytestmark = pytest.mark.usefixtures("wire")
+
 
 def handle_for(backends: list[HttpBackend]) -> FakeHandle:
     return FakeHandle([(backend.host, backend.port) for backend in backends])

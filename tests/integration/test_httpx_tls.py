@@ -11,11 +11,14 @@ import pytest
 
 from meshlib.clients.httpx.flavour import load
 from meshlib.clients.httpx.pool import MeshPool
+from meshlib.runtime.config import load_config
 from meshlib.runtime.lease import Lease
 from tests.components.backends import Backends, HttpBackend
 from tests.unit.clients_httpx.fakes import FakeHandle, async_transport, sync_transport
 
 NAME = "orders.shop.svc"
+
+pytestmark = pytest.mark.usefixtures("wire")
 
 
 def handle_for(backends: list[HttpBackend]) -> FakeHandle:
@@ -96,6 +99,8 @@ def test_two_services_on_one_address_share_no_connection(backends: Backends) -> 
     handles = {NAME: orders, "payments.shop.svc": payments}
 
     class TwoHosts:
+        config = load_config()
+
         def for_url(self, scheme: str, host: str, port: int | None) -> Any:
             return handles[host]
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from meshlib.clients.httpx import engines
 from meshlib.clients.httpx.attempt import Dial, Exchange, Pause, Wait, attempt
 from meshlib.clients.httpx.body import AsyncLeasedBody, LeasedBody, RequestBody, settle_abandoned
 from meshlib.clients.httpx.exceptions import as_httpcore
 from meshlib.clients.httpx.faults import Fault, fault_of, is_blamed
 from meshlib.clients.httpx.flavour import Flavour
-from meshlib.clients.httpx.wire import AsyncEngine, SyncEngine
+from meshlib.clients.httpx.outgoing import Outgoing
 from meshlib.errors import ResolveError
 from meshlib.pickers.hash_key import HashKeySource
 from meshlib.pickers.subchannel import Subchannel
@@ -27,6 +28,7 @@ from meshlib.runtime.default import default_mesh
 from meshlib.runtime.factory import client_identity
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.mesh import Mesh
+from meshlib.runtime.primitives import new_lock
 from meshlib.runtime.process import Generation
 
 #: Engines inherited through fork. Their connections belong to the parent: closing them, or letting a finalizer close
@@ -67,6 +69,7 @@ class _Pool:
         handle: TargetHandle | None = None,
         hash_key: HashKey | None = None,
         from_wrap: bool = False,
+        wire: str = "",
         now: Callable[[], float] = SYSTEM.now,
     ) -> None:
         self.original = original  #: the pool that was here before; serves what is not ours
@@ -75,6 +78,7 @@ class _Pool:
         self._handle = handle
         self._hash_key = hash_key
         self.from_wrap = from_wrap
+        self._wire_option = wire
         self._now = now
         self._identities: dict[TargetHandle, _Identity] = {}
         self._client_key: str | None = None
@@ -151,41 +155,24 @@ class _Pool:
             [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers]
         )
 
-    def _to_endpoint(
-        self, handle: TargetHandle, request: Any, exchange: Exchange, step: Dial
-    ) -> tuple[str, Any]:
-        """(TLS name, the request as it goes to the endpoint): only the dialled address differs from what httpx made."""
-        url = request.url
-        extensions = request.extensions
-        connect = step.connect_timeout
-        if connect != exchange.connect_timeout:
-            extensions = {**extensions, "timeout": {**(extensions.get("timeout") or {}), "connect": connect}}
+    def _to_endpoint(self, handle: TargetHandle, request: Any, exchange: Exchange, step: Dial) -> Outgoing:
+        """The request as it goes to the endpoint: only the dialled address differs from what httpx made."""
         tls_name = ""
         identity = self._identities[handle]
         if exchange.secure:
-            typed = url.host.decode("ascii").removesuffix(
+            typed = request.url.host.decode("ascii").removesuffix(
                 "."
             )  # RFC 6066 3: a server name has no trailing dot
-            tls_name = extensions.get("sni_hostname") or identity.tls_name or typed
-            extensions = {**extensions, "sni_hostname": tls_name}
-        endpoint = step.lease.endpoint
-        core = self._flavour.core
+            tls_name = request.extensions.get("sni_hostname") or identity.tls_name or typed
         headers = request.headers
         if identity.authority is not None:
             headers = [(k, identity.authority if k.lower() == b"host" else v) for k, v in headers]
-        dialled = core.Request(
-            request.method,
-            core.URL(
-                scheme=url.scheme,
-                host=endpoint.address.encode("ascii"),
-                port=endpoint.port,
-                target=url.target,
-            ),
-            headers=headers,
-            content=exchange.body,
-            extensions=extensions,
-        )
-        return tls_name, dialled
+        return Outgoing(request, headers, exchange.body, exchange.secure, tls_name, step.connect_timeout)
+
+    @property
+    def _wire(self) -> str:
+        """The wire that was asked for here, else the Mesh's."""
+        return self._wire_option or (self.mesh.config.wire if self.mesh is not None else engines.DEFAULT)
 
     def _fault_of(self, error: BaseException) -> Fault:
         return fault_of(error, self._flavour.core)
@@ -203,7 +190,8 @@ class MeshPool(_Pool):
 
     def __init__(self, original: Any, flavour: Flavour, **options: Any) -> None:
         super().__init__(original, flavour, **options)
-        self._engine: SyncEngine = SyncEngine(flavour.core, original, self._now)
+        self._engine: engines.Sync | None = None  #: made by the first request
+        self._engine_lock = new_lock()
 
     def handle_request(self, request: Any) -> Any:
         """Send over a picked endpoint. Raises httpcore's exceptions; meshlib's own are children of them."""
@@ -212,7 +200,7 @@ class MeshPool(_Pool):
             return self.original.handle_request(request)
         self._check_generation()
         settle_abandoned()
-        engine = self._engine
+        engine = self._engine or self._new_engine()
         engine.tidy()
         exchange = self._exchange(handle, request)
         steps = attempt(handle, exchange, self._fault_of, self._now)
@@ -235,34 +223,43 @@ class MeshPool(_Pool):
             raise as_httpcore(error, self._flavour.core, exchange.pool_is_shorter) from error
 
     def _perform(
-        self, step: Any, handle: TargetHandle, engine: SyncEngine, request: Any, exchange: Exchange
+        self, step: Any, handle: TargetHandle, engine: engines.Sync, request: Any, exchange: Exchange
     ) -> Any:
         if isinstance(step, Dial):
-            tls_name, dialled = self._to_endpoint(handle, request, exchange, step)
-            return engine.send(step, tls_name, dialled, exchange)
+            return engine.send(step, self._to_endpoint(handle, request, exchange, step), exchange)
         if isinstance(step, Wait):
             return handle.acquire(step.timeout, exchange.hash_key)
         assert isinstance(step, Pause)  # noqa: S101 - for mypy; there is no fourth step
         return self.original._network_backend.sleep(step.seconds)
 
+    def _new_engine(self) -> engines.Sync:
+        made = engines.make_sync(self._wire, self._flavour.core, self.original, self._now)
+        with self._engine_lock:  # two threads with a first request each must share one
+            self._engine = self._engine or made
+            return self._engine
+
     def _removed(self, subchannel: Subchannel) -> None:
-        if self._generation == Generation.current:
-            self._engine.retire(subchannel)
+        engine = self._engine
+        if engine is not None and self._generation == Generation.current:
+            engine.retire(subchannel)
 
     def _forget_inherited(self) -> None:
         self._client_key = None
         _graveyard.append(self._engine)
-        self._engine = SyncEngine(self._flavour.core, self.original, self._now)
+        self._engine = None
+        self._engine_lock = new_lock()  # the old one may be held by a thread that is not here
 
     def drain(self) -> None:
         """Stop using endpoints; requests in flight finish, the original pool stays open."""
         self._check_generation()
-        self._engine.drain()
+        if self._engine is not None:
+            self._engine.drain()
 
     def close(self) -> None:
         self._check_generation()
         settle_abandoned()
-        self._engine.close()
+        if self._engine is not None:
+            self._engine.close()
         self.original.close()
 
     def __enter__(self) -> MeshPool:
@@ -282,7 +279,7 @@ class AsyncMeshPool(_Pool):
 
     def __init__(self, original: Any, flavour: Flavour, **options: Any) -> None:
         super().__init__(original, flavour, **options)
-        self._engines: dict[asyncio.AbstractEventLoop, AsyncEngine] = {}
+        self._engines: dict[asyncio.AbstractEventLoop, engines.Async] = {}
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send over a picked endpoint. Raises httpcore's exceptions; meshlib's own are children of them."""
@@ -322,22 +319,22 @@ class AsyncMeshPool(_Pool):
             raise as_httpcore(error, self._flavour.core, exchange.pool_is_shorter) from error
 
     async def _perform(
-        self, step: Any, handle: TargetHandle, engine: AsyncEngine, request: Any, exchange: Exchange
+        self, step: Any, handle: TargetHandle, engine: engines.Async, request: Any, exchange: Exchange
     ) -> Any:
         if isinstance(step, Dial):
-            tls_name, dialled = self._to_endpoint(handle, request, exchange, step)
-            return await engine.send(step, tls_name, dialled, exchange)
+            return await engine.send(step, self._to_endpoint(handle, request, exchange, step), exchange)
         if isinstance(step, Wait):
             return await handle.acquire_async(step.timeout, exchange.hash_key)
         assert isinstance(step, Pause)  # noqa: S101 - for mypy; there is no fourth step
         return await self.original._network_backend.sleep(step.seconds)
 
-    def _new_engine(self, loop: asyncio.AbstractEventLoop) -> AsyncEngine:
+    def _new_engine(self, loop: asyncio.AbstractEventLoop) -> engines.Async:
         """A loop's first request. Engines of closed loops are dropped: nothing can be awaited on them any more."""
         for other in list(self._engines):
             if other.is_closed():
                 self._engines.pop(other, None)
-        return self._engines.setdefault(loop, AsyncEngine(self._flavour.core, self.original, self._now, loop))
+        made = engines.make_async(self._wire, self._flavour.core, self.original, self._now, loop)
+        return self._engines.setdefault(loop, made)
 
     def _removed(self, subchannel: Subchannel) -> None:
         if self._generation == Generation.current:
@@ -358,11 +355,11 @@ class AsyncMeshPool(_Pool):
     async def aclose(self) -> None:
         self._check_generation()
         settle_abandoned()
-        engines, self._engines = self._engines, {}
-        own: AsyncEngine | None = None
+        others, self._engines = self._engines, {}
+        own: engines.Async | None = None
         with contextlib.suppress(RuntimeError):  # no asyncio loop here (trio), so no engine of our own either
-            own = engines.pop(asyncio.get_running_loop(), None)
-        for engine in engines.values():
+            own = others.pop(asyncio.get_running_loop(), None)
+        for engine in others.values():
             engine.close_elsewhere()
         if own is not None:
             await own.close()

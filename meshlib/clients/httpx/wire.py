@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from meshlib.clients.httpx.attempt import Dial, Exchange
+from meshlib.clients.httpx.outgoing import Outgoing
 from meshlib.pickers.subchannel import Subchannel
 
 #: Pools looked at per request while a sweep of idle connections is on, so that no request pays for all of them.
@@ -30,7 +31,7 @@ _exchange: ContextVar[Exchange | None] = ContextVar("meshlib_httpx_exchange", de
 class Engine(Protocol):
     """Sends a request over a connection to one endpoint. ``send`` is a coroutine function in the asyncio engine."""
 
-    def send(self, step: Dial, tls_name: str, request: Any, exchange: Exchange) -> Any:
+    def send(self, step: Dial, out: Outgoing, exchange: Exchange) -> Any:
         """The reply's head, its body unread. Sets ``exchange.reused``.
 
         Raises httpcore's exceptions; ConnectError and ConnectTimeout mean that nothing was sent.
@@ -41,7 +42,13 @@ class Engine(Protocol):
         """The endpoint left: idle connections close now, busy ones when their request ends. From any thread."""
         ...
 
-    def pool_count(self) -> int: ...
+    def pool_count(self) -> int:
+        """How many pairs of endpoint and TLS name have a pool."""
+        ...
+
+    def in_use(self) -> int:
+        """Requests that have a connection, or wait for one."""
+        ...
 
 
 def pool_settings(pool: Any) -> dict[str, Any]:
@@ -65,7 +72,10 @@ def pool_settings(pool: Any) -> dict[str, Any]:
 class _Pools:
     """The pools of one engine, by endpoint and TLS name."""
 
-    def __init__(self, kind: Callable[..., Any], settings: dict[str, Any], now: Callable[[], float]) -> None:
+    def __init__(
+        self, core: Any, kind: Callable[..., Any], settings: dict[str, Any], now: Callable[[], float]
+    ) -> None:
+        self._core = core
         self._kind = kind
         self._settings = settings
         self._pools: dict[Subchannel, dict[str, Any]] = {}
@@ -79,6 +89,13 @@ class _Pools:
 
     def pool_count(self) -> int:
         return sum(len(pools) for pools in list(self._pools.values()))
+
+    def in_use(self) -> int:
+        return sum(len(pool._requests) for pool in self._all())
+
+    def _request(self, step: Dial, out: Outgoing) -> Any:
+        endpoint = step.lease.endpoint
+        return out.as_core(self._core, endpoint.address, endpoint.port)
 
     def _pool(self, step: Dial, tls_name: str) -> Any:
         subchannel = step.lease.subchannel
@@ -175,10 +192,10 @@ class SyncEngine(_Pools):
     def __init__(self, core: Any, original: Any, now: Callable[[], float]) -> None:
         settings = pool_settings(original)
         settings["network_backend"] = _NotingBackend(settings["network_backend"])
-        super().__init__(core.ConnectionPool, settings, now)
+        super().__init__(core, core.ConnectionPool, settings, now)
 
-    def send(self, step: Dial, tls_name: str, request: Any, exchange: Exchange) -> Any:
-        pool = self._pool(step, tls_name)
+    def send(self, step: Dial, out: Outgoing, exchange: Exchange) -> Any:
+        pool, request = self._pool(step, out.tls_name), self._request(step, out)
         if step.fresh:
             pool._close_connections(_surplus(pool, keep=0))
         exchange.reused, exchange.lease = True, step.lease
@@ -236,12 +253,12 @@ class AsyncEngine(_Pools):
     ) -> None:
         settings = pool_settings(original)
         settings["network_backend"] = _AsyncNotingBackend(settings["network_backend"])
-        super().__init__(core.AsyncConnectionPool, settings, now)
+        super().__init__(core, core.AsyncConnectionPool, settings, now)
         self.loop = loop
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def send(self, step: Dial, tls_name: str, request: Any, exchange: Exchange) -> Any:
-        pool = self._pool(step, tls_name)
+    async def send(self, step: Dial, out: Outgoing, exchange: Exchange) -> Any:
+        pool, request = self._pool(step, out.tls_name), self._request(step, out)
         if step.fresh:
             await pool._close_connections(_surplus(pool, keep=0))
         exchange.reused, exchange.lease = True, step.lease

@@ -47,6 +47,7 @@ class Config:
 
     ``aliases`` maps host names to target text (decision D1). ``discovery`` maps a scheme to its resolver's settings.
     ``sync_timeout`` is in seconds. ``plugins`` names the plugin pickers that a Service annotation may choose.
+    ``wire``: whose connections carry HTTP/1.1, ``httpcore``'s or our own ``fast`` ones (decision D18).
     ``sidecar``: ``auto`` stands back where a mesh is found already (decision D3), ``ignore`` does not look.
     """
 
@@ -62,6 +63,7 @@ class Config:
     picker_settings: Mapping[str, Any] = field(default_factory=_nothing)
     hash_key: str = ""
     plugins: tuple[str, ...] = ()
+    wire: str = "httpcore"
     aliases: Mapping[str, str] = field(default_factory=_nothing)
     address: AddressSettings = AddressSettings()
     discovery: Mapping[str, Mapping[str, Any]] = field(default_factory=_nothing)

@@ -1,0 +1,50 @@
+"""Opening an asyncio connection: TCP, then TLS, each within the connect timeout, as httpcore counts it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from meshlib.clients.httpx.fast.aio_wire import AioConnection, tcp_socket
+
+#: asyncio insists on a bound for the handshake. Where the caller set none, a day is as good as none, and where he did,
+#: his own bound comes first.
+NO_HANDSHAKE_TIMEOUT = 86400.0
+
+
+async def dial(
+    core: Any,
+    make: Callable[[], AioConnection],
+    settings: dict[str, Any],
+    address: tuple[str, int],
+    context: ssl.SSLContext | None,
+    tls_name: str,
+    timeout: float | None,
+) -> AioConnection:
+    """``context`` None: no TLS. Raises ConnectTimeout, ConnectError; cancelled, it leaves no socket behind."""
+    loop = asyncio.get_running_loop()
+    sock = None
+    try:
+        sock = tcp_socket(address[0], settings["local_address"], settings["socket_options"])
+        async with asyncio.timeout(timeout):
+            await loop.sock_connect(sock, address)
+        options: dict[str, Any] = {}
+        if context is not None:
+            options = {
+                "ssl": context,
+                "server_hostname": tls_name,
+                "ssl_handshake_timeout": NO_HANDSHAKE_TIMEOUT,
+            }
+        async with asyncio.timeout(timeout):
+            _, connection = await loop.create_connection(make, sock=sock, **options)
+        return connection
+    except BaseException as error:
+        if sock is not None:
+            sock.close()
+        if isinstance(error, TimeoutError):
+            raise core.ConnectTimeout(error) from error
+        if isinstance(error, OSError):
+            raise core.ConnectError(error) from error
+        raise

@@ -1,0 +1,258 @@
+"""The fast engine of one asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from meshlib.clients.httpx import wire
+from meshlib.clients.httpx.attempt import Dial, Exchange
+from meshlib.clients.httpx.fast.aio_dial import dial
+from meshlib.clients.httpx.fast.aio_wire import AioBody, AioConnection, AioStream
+from meshlib.clients.httpx.fast.choice import Choice
+from meshlib.clients.httpx.fast.free_list import OPEN, FreeList
+from meshlib.clients.httpx.fast.request import request_head
+from meshlib.clients.httpx.fast.response import Response
+from meshlib.clients.httpx.fast.slots import Slots
+from meshlib.clients.httpx.outgoing import Outgoing
+from meshlib.pickers.subchannel import Subchannel
+
+
+class _Waiter:
+    """A task in the queue for a connection."""
+
+    __slots__ = ("future", "granted")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.granted: Any = None
+
+    def grant(self, what: Any) -> None:
+        self.granted = what
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class AioFastEngine:
+    """An Engine (see ``wire``). Used on its loop only, except where a method says otherwise."""
+
+    def __init__(
+        self,
+        core: Any,
+        original: Any,
+        now: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+        cap: int | None = None,
+    ) -> None:
+        self._core = core
+        self._settings = wire.pool_settings(original)
+        self._choice = Choice(core, self._settings)
+        self._other = wire.AsyncEngine(core, original, now, loop)
+        self._now = now
+        self.loop = loop
+        # one thread, and nothing is awaited between a look and a change, so locks would guard nothing
+        self._slots = Slots(self._settings, now, nullcontext, cap)
+        #: Bodies that were thrown away unfinished: their connections must close.
+        self.unread: deque[Any] = deque()
+
+    def pool_count(self) -> int:
+        return self._slots.count() + self._other.pool_count()
+
+    def in_use(self) -> int:
+        """Requests that have a connection, or wait for one."""
+        return self._slots.in_use() + self._other.in_use()
+
+    async def send(self, step: Dial, out: Outgoing, exchange: Exchange) -> Any:
+        if not self._choice.is_fast(out.method, out.secure, out.extensions):
+            return await self._other.send(step, out, exchange)
+        error = self._core.LocalProtocolError
+        head = request_head(out.method, out.url.target, out.headers, error)
+        slot = self._slots.find(step.lease.subchannel, out.tls_name, step.keep)
+        if step.fresh:
+            self._dispose(slot.take_idle())
+        connection = self._take(slot)
+        if connection is None:
+            connection = await self._wait(slot, out.timeout("pool"))
+        exchange.lease, exchange.reused = step.lease, connection is not OPEN
+        if connection is OPEN:
+            connection = await self._open(slot, step, out)
+            step.lease.connected()
+        try:
+            reply = connection.reply
+            reply.begin(out.method, head.upgrades)
+            connection.serving = True
+            sent = await connection.send_request(
+                head, out.body, exchange.body.replayable, out.timeout("write")
+            )
+            timeout = out.timeout("read")
+            while not reply.head_done:
+                await connection.receive(timeout)
+        except BaseException:
+            self._lose(connection)
+            raise
+        if head.closes or not sent:
+            reply.spoil()
+        return Response(reply, AioBody(self, connection, timeout), AioStream(connection))
+
+    def ended(self, connection: AioConnection) -> None:
+        """The request on the connection is over, whichever way."""
+        if connection.lost or not connection.reply.reusable:
+            self._lose(connection)
+            return
+        connection.rest()
+        slot: FreeList = connection.slot
+        if connection not in slot.busy:  # the client was closed meanwhile
+            return
+        expiry = self._slots.expiry
+        connection.expires_at = self._now() + expiry if expiry is not None else float("inf")
+        if slot.give_back(connection):
+            self._slots.note_idle(slot)
+        else:
+            self._dispose([connection])
+
+    def lost(self, connection: AioConnection) -> None:
+        """An idle connection ended by itself."""
+        self._lose(connection)
+
+    def tidy(self) -> None:
+        """A bounded piece of housekeeping; called once per request."""
+        while self.unread:
+            body = self.unread.popleft()
+            if isinstance(body, AioBody):
+                body.close()
+            else:
+                self._other.unread.append(body)
+        if expired := self._slots.due():
+            self._dispose(expired)
+        self._other.tidy()
+
+    def reclaim(self, body: Any) -> None:
+        if isinstance(body, AioBody):
+            body.close()
+        else:
+            self._other.reclaim(body)
+
+    def retire(self, subchannel: Subchannel) -> None:
+        """From any thread."""
+        self._on_loop(self._retire, subchannel)
+        self._other.retire(subchannel)
+
+    def drain(self) -> None:
+        """Retire all endpoints: requests in flight finish. From any thread."""
+        self._on_loop(self._drain_all)
+        self._other.drain()
+
+    def close_elsewhere(self) -> None:
+        """Close from another thread or loop; nothing is awaited."""
+        self._on_loop(self._close_all)
+        self._other.close_elsewhere()
+
+    async def close(self) -> None:
+        """Close all connections, those of requests in flight too (as httpcore's pool does). On the loop."""
+        self._close_all()
+        await asyncio.sleep(0)  # the transports tell their protocols in the next turn
+        await self._other.close()
+
+    def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
+        if self.loop.is_closed():
+            return  # its transports are dead; dropping the references is all that can be done
+        try:
+            self.loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            if not self.loop.is_closed():  # closed between the look and the call: as above
+                raise
+
+    def _retire(self, subchannel: Subchannel) -> None:
+        self._drain(self._slots.forget(subchannel))
+
+    def _drain_all(self) -> None:
+        self._drain(self._slots.forget_all())
+
+    def _drain(self, slots: list[FreeList]) -> None:
+        for slot in slots:
+            slot.keep = 0
+            self._dispose(slot.take_idle())
+
+    def _close_all(self) -> None:
+        for slot in self._slots.forget_all():
+            slot.keep = 0
+            self._dispose(slot.take_idle())
+            for connection in list(slot.busy):
+                self._lose(connection)
+
+    def _take(self, slot: FreeList) -> Any:
+        """An idle connection that is alive, OPEN, or None: all are busy."""
+        now = self._now()
+        while True:
+            got = slot.take()
+            if got is None or got is OPEN or (got.expires_at >= now and not got.is_dead()):
+                return got
+            self._lose(got)
+
+    async def _wait(self, slot: FreeList, timeout: float | None) -> Any:
+        """In the queue, for a connection or OPEN. Raises PoolTimeout."""
+        waiter = _Waiter(self.loop)
+        slot.waiting.append(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                await waiter.future
+        except BaseException as error:
+            slot.leave_queue(waiter)
+            if waiter.granted is not None and waiter.granted is not OPEN:
+                self._lose(waiter.granted)
+            if isinstance(error, TimeoutError):
+                words = f"all {slot.limit} connections to this endpoint were busy for {timeout} s"
+                raise self._core.PoolTimeout(words) from error
+            raise
+        granted = waiter.granted
+        if granted is OPEN or not granted.is_dead():
+            return granted
+        self._lose(granted)
+        got = self._take(slot)  # its place is free now, unless somebody in the queue was faster
+        return got if got is not None else await self._wait(slot, timeout)
+
+    async def _open(self, slot: FreeList, step: Dial, out: Outgoing) -> AioConnection:
+        """Open a connection in the place that was taken. Raises ConnectError, ConnectTimeout."""
+        counted = False
+        try:
+            while not (counted := self._slots.count_one()):
+                idle = self._slots.evict()
+                if idle is None:
+                    full = self._slots.full()
+                    raise self._core.ConnectError(full) from full
+                self._dispose([idle])
+            context = None
+            if out.secure:
+                context = self._settings["ssl_context"] or self._core.default_ssl_context()
+                context.set_alpn_protocols(["http/1.1"])
+            endpoint = step.lease.endpoint
+            connection = await dial(
+                self._core,
+                lambda: AioConnection(self._core, self.loop, slot, self),
+                self._settings,
+                (endpoint.address, endpoint.port),
+                context,
+                out.tls_name,
+                out.connect_timeout,
+            )
+            slot.opened(connection)
+            return connection
+        except BaseException:
+            slot.freed()
+            if counted:
+                self._slots.uncount()
+            raise
+
+    def _lose(self, connection: AioConnection) -> None:
+        if connection.slot.lost(connection):
+            self._dispose([connection])
+
+    def _dispose(self, connections: list[Any]) -> None:
+        """Close connections that have left their free lists."""
+        if connections:
+            self._slots.uncount(len(connections))
+            for connection in connections:
+                connection.close()

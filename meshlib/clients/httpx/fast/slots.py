@@ -1,0 +1,174 @@
+"""The free lists of one engine: by endpoint and TLS name; how many connections in all; what has expired.
+
+Dictionaries are only used through single operations that are atomic with and without the GIL; the rest is guarded by
+``lock`` (the engine's own, never held while a free list's is).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from meshlib.clients.httpx.fast.free_list import FreeList
+from meshlib.pickers.subchannel import Subchannel
+
+#: Of the descriptors that the process may have, what one client's connections may take. The application needs some
+#: for itself, and at the cap idle connections make room one by one, while at EMFILE everything else fails too.
+SHARE = 0.75
+#: Where the limit is not known (no ``resource`` module) or "unlimited": Linux's default hard limit (INR_OPEN_MAX).
+DEFAULT_DESCRIPTORS = 4096
+#: Free lists looked at per request while a sweep is on, so that no request pays for all of them.
+SWEEP_STEP = 4
+#: A sweep begins at most this often, seconds, however short keepalive_expiry is.
+SWEEP_PAUSE = 1.0
+
+
+def default_cap() -> int:
+    """Connections that one engine may have open in all."""
+    try:
+        import resource
+
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ImportError, OSError, ValueError):
+        soft = DEFAULT_DESCRIPTORS
+    return max(1, int((soft if soft > 0 else DEFAULT_DESCRIPTORS) * SHARE))  # -1: unlimited
+
+
+class Slots:
+    """Free lists, made on first use."""
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        now: Callable[[], float],
+        new_lock: Callable[[], Any],
+        cap: int | None = None,
+    ) -> None:
+        self.limit: int = settings["max_connections"]
+        self.keep: int = settings["max_keepalive_connections"]
+        self.expiry: float | None = settings["keepalive_expiry"]
+        self.cap = default_cap() if cap is None else cap
+        self.total = 0  #: connections open or being opened
+        self._now = now
+        self._new_lock = new_lock
+        self._lock = new_lock()
+        self._lists: dict[Subchannel, dict[str, FreeList]] = {}
+        self._with_idle: deque[FreeList] = deque()
+        self._sweep_every = None if self.expiry is None else max(SWEEP_PAUSE, self.expiry)
+        self._sweep_at = now() + (self._sweep_every or 0.0)
+        self._to_sweep = 0
+
+    def count(self) -> int:
+        return sum(len(lists) for lists in list(self._lists.values()))
+
+    def in_use(self) -> int:
+        """Requests that have a connection, or wait for one."""
+        return sum(
+            slot.taken - len(slot.idle) + len(slot.waiting)
+            for lists in list(self._lists.values())
+            for slot in list(lists.values())
+        )
+
+    def find(self, subchannel: Subchannel, tls_name: str, keep: bool) -> FreeList:
+        """The list for an endpoint; for one that is used once or has left: a list of its own that keeps nothing."""
+        lists = self._lists.get(subchannel)
+        slot = lists.get(tls_name) if lists is not None else None
+        if slot is None:
+            slot = FreeList(self.limit, self.keep, self._new_lock())
+            if not keep or _has_left(subchannel):
+                slot.keep = 0
+                return slot
+            slot = self._lists.setdefault(subchannel, {}).setdefault(tls_name, slot)
+            if _has_left(subchannel):  # left between the two looks, so nobody else will retire it
+                self.forget(subchannel)
+                slot.keep = 0
+        return slot
+
+    def forget(self, subchannel: Subchannel) -> list[FreeList]:
+        """The endpoint left. The caller closes what is idle."""
+        lists = self._lists.pop(subchannel, None)
+        return list(lists.values()) if lists else []
+
+    def forget_all(self) -> list[FreeList]:
+        found = [slot for lists in list(self._lists.values()) for slot in list(lists.values())]
+        self._lists = {}
+        return found
+
+    def note_idle(self, slot: FreeList) -> None:
+        """Call (holding the list's lock) after a connection became idle."""
+        if not slot.listed:
+            slot.listed = True
+            self._with_idle.append(slot)
+
+    def count_one(self) -> bool:
+        """A connection is about to be opened. False: the cap is reached, close an idle one first."""
+        with self._lock:
+            if self.total >= self.cap:
+                return False
+            self.total += 1
+            return True
+
+    def uncount(self, connections: int = 1) -> None:
+        with self._lock:
+            self.total -= connections
+
+    def evict(self) -> Any:
+        """The oldest idle connection of the first endpoint that has one, to be closed; None: all are busy."""
+        for _ in range(len(self._with_idle)):
+            slot = self._next_listed()
+            if slot is None:
+                return None
+            with slot.lock:
+                connection = slot.take_oldest()
+                self._relist(slot)
+            if connection is not None:
+                return connection
+        return None
+
+    def due(self) -> list[Any]:
+        """Idle connections that have expired, to be closed; a bounded piece of the work."""
+        if not self._to_sweep:
+            if self._sweep_every is None or self._now() < self._sweep_at:
+                return []
+            self._sweep_at = self._now() + self._sweep_every
+            self._to_sweep = len(self._with_idle)
+        found: list[Any] = []
+        for _ in range(min(SWEEP_STEP, self._to_sweep)):
+            self._to_sweep = max(0, self._to_sweep - 1)
+            slot = self._next_listed()
+            if slot is None:
+                self._to_sweep = 0
+                break
+            with slot.lock:
+                found += slot.take_expired(self._now())
+                for connection in [one for one in slot.idle if one.is_dead()]:
+                    slot.lost(connection)
+                    found.append(connection)
+                self._relist(slot)
+        return found
+
+    def full(self) -> OSError:
+        """Why no connection can be opened, as the operating system would say it a little later."""
+        return OSError(
+            errno.EMFILE,
+            f"{os.strerror(errno.EMFILE)}: this client has {self.total} connections in use, the most that "
+            f"it may have ({SHARE:.0%} of the process's descriptors)",
+        )
+
+    def _next_listed(self) -> FreeList | None:
+        try:
+            return self._with_idle.popleft()
+        except IndexError:  # another thread was faster
+            return None
+
+    def _relist(self, slot: FreeList) -> None:
+        slot.listed = bool(slot.idle)
+        if slot.listed:
+            self._with_idle.append(slot)
+
+
+def _has_left(subchannel: Subchannel) -> bool:
+    return subchannel.removed

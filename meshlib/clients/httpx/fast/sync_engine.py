@@ -1,0 +1,232 @@
+"""The fast engine for threads: one per MeshPool, shared by all its threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from meshlib.clients.httpx import wire
+from meshlib.clients.httpx.attempt import Dial, Exchange
+from meshlib.clients.httpx.fast.choice import Choice
+from meshlib.clients.httpx.fast.free_list import OPEN, FreeList
+from meshlib.clients.httpx.fast.request import request_head
+from meshlib.clients.httpx.fast.response import Response
+from meshlib.clients.httpx.fast.slots import Slots
+from meshlib.clients.httpx.fast.sync_wire import SyncBody, SyncConnection, SyncStream, dial, wrap_tls
+from meshlib.clients.httpx.outgoing import Outgoing
+from meshlib.pickers.subchannel import Subchannel
+from meshlib.runtime.primitives import new_event, new_lock
+
+
+class _Waiter:
+    """A thread in the queue for a connection."""
+
+    __slots__ = ("event", "granted")
+
+    def __init__(self) -> None:
+        self.event = new_event()
+        self.granted: Any = None
+
+    def grant(self, what: Any) -> None:
+        self.granted = what
+        self.event.set()
+
+
+class SyncFastEngine:
+    """An Engine (see ``wire``). All methods may be called from any thread."""
+
+    def __init__(self, core: Any, original: Any, now: Callable[[], float], cap: int | None = None) -> None:
+        self._core = core
+        self._settings = wire.pool_settings(original)
+        self._choice = Choice(core, self._settings)
+        self._other = wire.SyncEngine(core, original, now)
+        self._now = now
+        self._slots = Slots(self._settings, now, new_lock, cap)
+        self._context = self._settings["ssl_context"]
+        #: Bodies that were thrown away unfinished: their connections must close.
+        self.unread: deque[Any] = deque()
+
+    def pool_count(self) -> int:
+        return self._slots.count() + self._other.pool_count()
+
+    def in_use(self) -> int:
+        """Requests that have a connection, or wait for one."""
+        return self._slots.in_use() + self._other.in_use()
+
+    def send(self, step: Dial, out: Outgoing, exchange: Exchange) -> Any:
+        if not self._choice.is_fast(out.method, out.secure, out.extensions):
+            return self._other.send(step, out, exchange)
+        error = self._core.LocalProtocolError
+        head = request_head(out.method, out.url.target, out.headers, error)
+        slot = self._slots.find(step.lease.subchannel, out.tls_name, step.keep)
+        if step.fresh:
+            with slot.lock:
+                stale = slot.take_idle()
+            self._dispose(stale)
+        connection = self._acquire(slot, out.timeout("pool"))
+        exchange.lease, exchange.reused = step.lease, connection is not None
+        if connection is None:
+            connection = self._open(slot, step, out)
+            step.lease.connected()
+        try:
+            reply = connection.reply
+            reply.begin(out.method, head.upgrades)
+            sent = connection.send_request(head, out.body, exchange.body.replayable, out.timeout("write"))
+            timeout = out.timeout("read")
+            while not reply.head_done:
+                connection.receive(timeout)
+        except BaseException:
+            self._lose(connection)
+            raise
+        if head.closes or not sent:
+            reply.spoil()
+        return Response(reply, SyncBody(self, connection, timeout), SyncStream(connection, reply.leftover))
+
+    def ended(self, connection: SyncConnection) -> None:
+        """The request on the connection is over, whichever way."""
+        if not connection.reply.reusable:
+            self._lose(connection)
+            return
+        slot: FreeList = connection.slot
+        if self._slots.expiry is not None:
+            connection.expires_at = self._now() + self._slots.expiry
+        else:
+            connection.expires_at = float("inf")
+        if self._context is not None and slot.session is None:
+            slot.session = getattr(connection.sock, "session", None)
+        with slot.lock:
+            if connection not in slot.busy:  # the client was closed meanwhile
+                return
+            kept = slot.give_back(connection)
+            if kept:
+                self._slots.note_idle(slot)
+        if not kept:
+            self._dispose([connection])
+
+    def tidy(self) -> None:
+        """A bounded piece of housekeeping; called once per request."""
+        while self.unread:
+            try:
+                body = self.unread.popleft()
+            except IndexError:  # another thread was faster
+                break
+            body.close()
+        self._dispose(self._slots.due())
+        self._other.tidy()
+
+    def reclaim(self, body: Any) -> None:
+        if isinstance(body, SyncBody):
+            body.close()
+        else:
+            self._other.reclaim(body)
+
+    def retire(self, subchannel: Subchannel) -> None:
+        self._drain(self._slots.forget(subchannel))
+        self._other.retire(subchannel)
+
+    def drain(self) -> None:
+        """Retire all endpoints: requests in flight finish."""
+        self._drain(self._slots.forget_all())
+        self._other.drain()
+
+    def close(self) -> None:
+        """Close all connections, those of requests in flight too (as httpcore's pool does)."""
+        for slot in self._slots.forget_all():
+            with slot.lock:
+                slot.keep = 0
+                closing = slot.take_idle()
+                busy = list(slot.busy)
+                for connection in busy:
+                    slot.lost(connection)
+            self._dispose(closing + busy)
+        self._other.close()
+
+    def _drain(self, slots: list[FreeList]) -> None:
+        for slot in slots:
+            with slot.lock:
+                slot.keep = 0
+                closing = slot.take_idle()
+            self._dispose(closing)
+
+    def _acquire(self, slot: FreeList, timeout: float | None) -> SyncConnection | None:
+        """An idle connection that is alive; None: open one, its place is taken. Raises PoolTimeout."""
+        now = self._now()
+        waiter: _Waiter | None = None
+        while True:
+            with slot.lock:
+                got = slot.take()
+                if got is None:
+                    waiter = _Waiter()
+                    slot.waiting.append(waiter)
+            if waiter is not None:
+                got, waiter = self._wait(slot, waiter, timeout), None
+            if got is OPEN:
+                return None
+            connection: SyncConnection = got
+            if connection.expires_at >= now and not connection.is_dead():
+                return connection
+            self._lose(connection)
+
+    def _wait(self, slot: FreeList, waiter: _Waiter, timeout: float | None) -> Any:
+        try:
+            if waiter.event.wait(timeout):
+                return waiter.granted
+            raise self._core.PoolTimeout(
+                f"all {slot.limit} connections to this endpoint were busy for {timeout} s"
+            )
+        except BaseException:
+            with slot.lock:
+                slot.leave_queue(waiter)
+            if waiter.granted is not None and waiter.granted is not OPEN:
+                self._lose(waiter.granted)
+            raise
+
+    def _open(self, slot: FreeList, step: Dial, out: Outgoing) -> SyncConnection:
+        """Open a connection in the place that was taken. Raises ConnectError, ConnectTimeout."""
+        counted = False
+        try:
+            while not (counted := self._slots.count_one()):
+                idle = self._slots.evict()
+                if idle is None:
+                    full = self._slots.full()
+                    raise self._core.ConnectError(full) from full
+                self._dispose([idle])
+            endpoint, settings = step.lease.endpoint, self._settings
+            timeout = out.connect_timeout
+            sock: Any = dial(
+                self._core,
+                endpoint.address,
+                endpoint.port,
+                settings["local_address"],
+                settings["socket_options"],
+                timeout,
+            )
+            if out.secure:
+                context = self._context or self._core.default_ssl_context()
+                context.set_alpn_protocols(["http/1.1"])
+                sock = wrap_tls(self._core, sock, context, out.tls_name, timeout, slot.session)
+            connection = SyncConnection(self._core, sock, slot)
+            with slot.lock:
+                slot.opened(connection)
+            return connection
+        except BaseException:
+            with slot.lock:
+                slot.freed()
+            if counted:
+                self._slots.uncount()
+            raise
+
+    def _lose(self, connection: SyncConnection) -> None:
+        slot: FreeList = connection.slot
+        with slot.lock:
+            here = slot.lost(connection)
+        if here:
+            self._dispose([connection])
+
+    def _dispose(self, connections: list[Any]) -> None:
+        """Close connections that have left their free lists."""
+        if connections:
+            self._slots.uncount(len(connections))
+            for connection in connections:
+                connection.close()

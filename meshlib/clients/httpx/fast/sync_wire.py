@@ -1,0 +1,257 @@
+"""One connection of a sync client: a blocking socket, and the bodies that go over it."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+from meshlib.clients.httpx.fast.reply import ReplyParser
+from meshlib.clients.httpx.fast.request import Framing, Head
+
+#: As httpcore reads.
+READ_SIZE = 64 * 1024
+#: A head and a small body go out in one packet and one system call; copying more than this costs more than the call.
+JOIN_UP_TO = 16 * 1024
+
+
+def is_readable(sock: socket.socket) -> bool:
+    """Whether the peer sent something, its end of the connection included. A closed socket counts as readable."""
+    number = sock.fileno()
+    if number < 0:
+        return True
+    poll = getattr(select, "poll", None)  # not on Windows, and taken away by some cooperative libraries
+    if poll is None:
+        return bool(select.select([number], [], [], 0)[0])
+    poller = poll()
+    poller.register(number, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+class SyncConnection:
+    """Used by one thread at a time; ``close`` may come from any. Raises httpcore's exceptions."""
+
+    __slots__ = ("_core", "_error", "_timeout", "expires_at", "reply", "slot", "sock")
+
+    def __init__(self, core: Any, sock: socket.socket, slot: Any) -> None:
+        self._core = core
+        self.sock = sock
+        self.slot = slot
+        self.reply = ReplyParser(core.RemoteProtocolError)
+        self.expires_at = 0.0
+        self._timeout: float | None = -1.0  # not known yet
+        self._error: Exception | None = None  #: to be raised when everything that came was taken
+
+    def is_dead(self) -> bool:
+        """Asked while idle: anything to read can only be the end, or what nobody asked for."""
+        return is_readable(self.sock)
+
+    def write(self, data: bytes, timeout: float | None) -> None:
+        """``timeout``: seconds, for each piece that the kernel takes, as httpcore counts it."""
+        try:
+            self._set_timeout(timeout)
+            sent = self.sock.send(data)
+            if sent < len(data):
+                view = memoryview(data)
+                while sent < len(data):
+                    sent += self.sock.send(view[sent:])
+        except TimeoutError as error:
+            raise self._core.WriteTimeout(error) from error
+        except OSError as error:
+            raise self._core.WriteError(error) from error
+
+    def read(self, size: int, timeout: float | None) -> bytes:
+        """Empty: the peer closed."""
+        try:
+            self._set_timeout(timeout)
+            return self.sock.recv(size)
+        except TimeoutError as error:
+            raise self._core.ReadTimeout(error) from error
+        except OSError as error:
+            raise self._core.ReadError(error) from error
+
+    def _set_timeout(self, timeout: float | None) -> None:
+        if timeout != self._timeout:
+            self.sock.settimeout(timeout)
+            self._timeout = timeout
+
+    def forget_timeout(self) -> None:
+        """Somebody else has used the socket."""
+        self._timeout = -1.0
+
+    def send_request(self, head: Head, body: Any, joinable: bool, timeout: float | None) -> bool:
+        """False: the server stopped listening before the end; it may have answered nevertheless (RFC 9112 9.5).
+
+        ``joinable``: the body is there already, waiting for its parts cannot delay the head.
+        """
+        framing = Framing(head.length, self._core.LocalProtocolError)
+        pending = head.data
+        if not joinable and pending:
+            if not self._try_write(pending, timeout):
+                return False
+            pending = b""
+        for part in body:
+            data = framing.part(part)
+            if not data:
+                continue
+            if pending:
+                if len(data) <= JOIN_UP_TO:
+                    data, pending = pending + data, b""
+                else:
+                    if not self._try_write(pending, timeout):
+                        return False
+                    pending = b""
+            if not self._try_write(data, timeout):
+                return False
+        pending += framing.end()
+        return not pending or self._try_write(pending, timeout)
+
+    def _try_write(self, data: bytes, timeout: float | None) -> bool:
+        try:
+            self.write(data, timeout)
+        except self._core.WriteError:
+            return False
+        return True
+
+    def receive(self, timeout: float | None) -> None:
+        """Read once, for the reply."""
+        if self._error is not None:
+            raise self._error
+        data = self.read(READ_SIZE, timeout)
+        try:
+            if data:
+                self.reply.feed(data)
+            else:
+                self.reply.eof()
+        except self._core.RemoteProtocolError as error:
+            if not self.reply.head_done:
+                raise
+            self._error = error  # the head, and what came of the body, go first
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def __repr__(self) -> str:
+        return f"<SyncConnection {self.sock!r}>"
+
+
+class SyncStream:
+    """``extensions["network_stream"]``: httpcore's interface to the connection, for looking and after an upgrade."""
+
+    __slots__ = ("_connection", "_leftover", "_tls")
+
+    def __init__(self, connection: SyncConnection, leftover: bytes) -> None:
+        self._connection = connection
+        self._leftover = leftover
+        self._tls: Any = None  #: httpcore's stream, after start_tls
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._leftover:
+            data, self._leftover = self._leftover[:max_bytes], self._leftover[max_bytes:]
+            return data
+        return self._connection.read(max_bytes, timeout)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if buffer:
+            self._connection.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> SyncStream:
+        """The same stream, encrypted from now on."""
+        connection = self._connection
+        connection.sock = wrap_tls(
+            connection._core, connection.sock, ssl_context, server_hostname, timeout, None
+        )
+        connection.forget_timeout()
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        sock = self._connection.sock
+        if info == "server_addr":
+            return sock.getpeername()
+        if info == "client_addr":
+            return sock.getsockname()
+        if info == "socket":
+            return sock
+        if info == "ssl_object":
+            return sock._sslobj if isinstance(sock, ssl.SSLSocket) else None  # type: ignore[attr-defined]
+        return is_readable(sock) if info == "is_readable" else None
+
+
+class SyncBody:
+    """A reply's body. ``close`` gives the connection back, or closes it when it cannot serve another request."""
+
+    __slots__ = ("_connection", "_engine", "_timeout")
+
+    def __init__(self, engine: Any, connection: SyncConnection, timeout: float | None) -> None:
+        self._engine = engine
+        self._connection: SyncConnection | None = connection
+        self._timeout = timeout
+
+    def __iter__(self) -> Iterator[bytes]:
+        connection = self._connection
+        if connection is None:
+            return
+        reply = connection.reply
+        try:
+            while True:
+                yield from reply.take()
+                if reply.complete:
+                    return
+                connection.receive(self._timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._engine.ended(connection)
+
+
+def dial(
+    core: Any, host: str, port: int, local_address: str | None, options: Any, timeout: float | None
+) -> socket.socket:
+    """Open a TCP connection. Raises ConnectTimeout, ConnectError."""
+    try:
+        source = None if local_address is None else (local_address, 0)
+        sock = socket.create_connection((host, port), timeout, source_address=source)
+        try:
+            for option in options or ():
+                sock.setsockopt(*option)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            sock.close()
+            raise
+    except TimeoutError as error:
+        raise core.ConnectTimeout(error) from error
+    except OSError as error:
+        raise core.ConnectError(error) from error
+    return sock
+
+
+def wrap_tls(
+    core: Any,
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    name: str | None,
+    timeout: float | None,
+    session: Any,
+) -> ssl.SSLSocket:
+    """The handshake; closes the socket when it fails. Raises ConnectTimeout, ConnectError."""
+    try:
+        sock.settimeout(timeout)
+        return context.wrap_socket(sock, server_hostname=name, session=session)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, TimeoutError):
+            raise core.ConnectTimeout(error) from error
+        if isinstance(error, OSError):
+            raise core.ConnectError(error) from error
+        raise
