@@ -80,12 +80,14 @@ def uninstall() -> None:
 
 
 def install_automatically(environ: Mapping[str, str] = os.environ) -> None:
-    """What ``meshlib run`` has every Python process of the program do as it starts. Never raises.
+    """What ``meshlib run`` has every Python process of the program do as it starts; without it, nothing. Never raises.
 
     Cheap: the rest is loaded together with the first library that is balanced. A later ``install`` in code replaces it.
     """
     wanted = {name.strip() for name in environ.get(AUTOMATIC, "").split(",")}
     libraries = frozenset(name for name, switch in LIBRARIES.items() if switch in wanted)
+    if not libraries:
+        return
     try:
         _install(_Installation(libraries, None, automatic=True))
     except Exception as error:  # the program must run as it would without us

@@ -240,3 +240,51 @@ def test_gunicorn(backends: Backends, tmp_path: Path, preload: bool) -> None:
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.mark.parametrize("outer", ["tracing", "mesh"])
+def test_with_opentelemetry_instrument(backends: Backends, script: Path, tmp_path: Path, outer: str) -> None:
+    """Both commands, either one outside: the program is balanced and traced, by its logical name."""
+    servers = backends.http(2)
+    tool = [str(Path(sys.executable).with_name("opentelemetry-instrument"))]
+    tool += ["--traces_exporter", "console", "--metrics_exporter", "none", "--logs_exporter", "none"]
+    env = environ(servers)
+    mesh = [sys.executable, "-m", "meshlib", "run", "--"]
+    if outer == "mesh":
+        _declare_entry_point(tmp_path, env)
+    order = [*tool, *mesh] if outer == "tracing" else [*mesh, *tool]
+    done = subprocess.run(
+        [*order, sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert str([(server.name, 3) for server in servers]) in done.stdout
+    assert done.stdout.count('"http.url": "http://orders.internal/"') == 6
+
+
+def _declare_entry_point(folder: Path, env: dict[str, str]) -> None:
+    """What installing this source tree would declare, in case the environment has an older one installed."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    target = project["entry-points"]["opentelemetry_pre_instrument"]["meshlib"]
+    info = folder / "meshlib_test-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: meshlib-test\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(f"[opentelemetry_pre_instrument]\nmeshlib = {target}\n")
+    env["PYTHONPATH"] = f"{folder}{os.pathsep}{env['PYTHONPATH']}"
+
+
+def test_spawned_children(backends: Backends, script: Path) -> None:
+    """multiprocessing's spawn and forkserver start interpreters of their own."""
+    servers = backends.http(2)
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "def work(_):\n"
+        "    import httpx\n"
+        "    return httpx.get('http://orders.internal/').text\n"
+        "if __name__ == '__main__':\n"
+        "    for method in ('spawn', 'forkserver', 'fork'):\n"
+        "        with multiprocessing.get_context(method).Pool(1) as pool:\n"
+        "            print(method, len(set(pool.map(work, range(4)))))\n"
+    )
+    assert run("--", str(script), env=environ(servers)) == "spawn 2\nforkserver 2\nfork 2\n"
