@@ -18,7 +18,7 @@ import meshlib
 from meshlib.clients.grpc.aio_channel import AioMeshChannel
 from meshlib.clients.grpc.channel import MeshChannel
 from meshlib.clients.grpc.switch import AioSwitchChannel, SwitchChannel
-from meshlib.errors import TargetError
+from meshlib.errors import TargetError, UnknownPort
 from meshlib.model.update import DoesNotExist
 from tests.components.backends import Backends, GrpcBackend
 from tests.integration.grpc_support import SS, SU, US, UU, eventually
@@ -191,6 +191,29 @@ def test_a_host_that_is_no_service_takes_the_bare_way(mesh: Installed, backends:
         handle = mesh.mesh.target(HOST)
         eventually(lambda: handle.state.picker is not None)
         assert channel.unary_unary(UU)(b"x", timeout=10) == server.name.encode() + b":x"
+
+
+def test_a_port_that_the_service_does_not_list(mesh: Installed, backends: Backends) -> None:
+    """The call that had to find out fails with the reason; later ones take grpc's own way."""
+    mesh.serve(backends.grpc(1))
+    with grpc.insecure_channel("orders.shop.svc:81") as channel:
+        call = channel.unary_unary(UU)
+        causes = []
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"x", timeout=10)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+            causes.append(type(caught.value.__cause__))
+    assert causes == [UnknownPort, type(None)]
+
+
+def test_channels_made_before_stay_bare(backends: Backends) -> None:
+    """They know their address already."""
+    (server,) = backends.grpc(1)
+    with grpc.insecure_channel(server.address) as before, installed() as mesh:
+        mesh.serve(backends.grpc(1))
+        assert type(before).__module__ == "grpc._channel"
+        assert before.unary_unary(UU)(b"x", timeout=10).startswith(server.name.encode())
 
 
 def test_uninstall_restores_exactly(backends: Backends) -> None:

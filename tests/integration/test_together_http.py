@@ -65,6 +65,19 @@ def test_respx_that_was_there_first(backends: Backends) -> None:
             assert httpx.get(URL).status_code == 418
 
 
+def test_respx_passing_through(mesh: Installed, backends: Backends) -> None:
+    """What the mock lets through takes the bare way, as long as the mock is there."""
+    (other,) = backends.http(1)
+    with respx.mock as router:
+        router.route(host="orders.shop.svc").pass_through()
+        router.route(host=other.host).pass_through()
+        assert httpx.get(other.url).status_code == 200
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(URL)
+    assert total(mesh) == 0
+    assert httpx.get(URL).status_code == 200
+
+
 def test_pytest_httpx(mesh: Installed, httpx_mock: pytest_httpx.HTTPXMock) -> None:
     """Its fixture answers, and lists requests by their logical URL."""
     httpx_mock.add_response(url=f"{URL}/a", text="mocked", is_reusable=True)

@@ -9,11 +9,15 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 
 from meshlib.cli.doctor.findings import Finding, lack, note, ok
+from meshlib.clients.httpx.flavour import LIBRARIES
+from meshlib.clients.install import DISABLED, disabled
 from meshlib.runtime.registry import plugins
 
 #: Another project's distribution, a 3D library, installs a package of the same name over ours.
 _NAMESAKE = "meshlib"
-_LIBRARIES = ("httpx", "grpcio", "kubernetes", "dnspython")
+_LIBRARIES = ("httpx", "httpx2", "grpcio", "kubernetes", "dnspython")
+#: Used only where an application has it; that it is not there is not worth a line.
+_OPTIONAL = frozenset({"httpx2"})
 
 
 def check_libraries() -> Iterable[Finding]:
@@ -24,7 +28,8 @@ def check_libraries() -> Iterable[Finding]:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield lack(area, f"{name} is not installed", f"pip install {name}")
+            if name not in _OPTIONAL:
+                yield lack(area, f"{name} is not installed", f"pip install {name}")
             continue
         problem, doubt = _probe(name)
         if problem:
@@ -51,10 +56,10 @@ def check_libraries() -> Iterable[Finding]:
 def _probe(name: str) -> tuple[str, str]:
     """(why it cannot be used, what is worth knowing) after importing it, as the clients would."""
     try:
-        if name == "httpx":
+        if name in LIBRARIES:
             from meshlib.clients.httpx.flavour import load
 
-            return "", load("httpx").unsupported
+            return "", load(name).unsupported
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what other packages warn about at import is not our report
             __import__({"grpcio": "grpc", "kubernetes": "kubernetes", "dnspython": "dns"}[name])
@@ -78,6 +83,10 @@ def check_environment(environ: Mapping[str, str]) -> Iterable[Finding]:
             area,
             "GRPC_ENABLE_FORK_SUPPORT is off: gRPC calls hang in forked children, even on new channels",
             "unset GRPC_ENABLE_FORK_SUPPORT",
+        )
+    if disabled(environ):
+        yield note(
+            area, f"{DISABLED} is set: meshlib.install() and meshlib run do nothing", f"unset {DISABLED}"
         )
     proxies = [
         name

@@ -150,3 +150,10 @@ def test_credentials(tmp_path: Path) -> None:
     assert [one.level for one in laptop] == [Level.NOTE]
     assert [one.level for one in pod] == [Level.LACK]
     assert "automountServiceAccountToken" in pod[0].fix
+
+
+def test_switched_off_is_noted() -> None:
+    """Somebody who wonders why nothing is balanced finds it here."""
+    found = list(check_environment({"MESHLIB_DISABLED": "1"}))
+    assert "MESHLIB_DISABLED is set" in texts(found, Level.NOTE)
+    assert not list(check_environment({"MESHLIB_DISABLED": "0"}))
