@@ -164,28 +164,6 @@ def test_tls_verifies_the_logical_name(mesh: Shop, backends: Backends) -> None:
     asyncio.run(main())
 
 
-def test_interceptors_see_every_attempt(mesh: Shop, backends: Backends) -> None:
-    """interceptors= run for each attempt, change the request, and the accounting holds."""
-    mesh.serve(backends.grpc(2))
-
-    class Tag(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
-        seen = 0
-
-        async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-            self.seen += 1
-            return await continuation(details, request + b"!")
-
-    tag = Tag()
-
-    async def body(channel: Any) -> None:
-        for _ in range(6):
-            assert (await channel.unary_unary(UU)(b"x", timeout=10)).endswith(b"x!")
-        assert tag.seen == 6
-        await eventually(lambda: mesh.inflight == 0)
-
-    use(mesh, body, interceptors=[tag])
-
-
 # -- refused connections ---------------------------------------------------------------------------------------------
 
 

@@ -167,6 +167,11 @@ class _StreamRequest(_Call):
         call = await self._deciding()
         await call.done_writing()
 
+    @property
+    def _done_writing_flag(self) -> bool:
+        """What grpc's intercepted calls look at before they take another message."""
+        return bool(getattr(self._progress.call, "_done_writing_flag", False))
+
 
 class UnaryUnaryCall(_UnaryResponse, grpc.aio.UnaryUnaryCall):  # type: ignore[type-arg]
     """One request, one response."""

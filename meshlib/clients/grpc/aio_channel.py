@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from grpc import ChannelConnectivity
 
+from meshlib.clients.grpc.aio_interceptors import intercepted, split
 from meshlib.clients.grpc.aio_multicallables import (
     AioMultiCallable,
     StreamStream,
@@ -267,16 +268,16 @@ def insecure_channel(
 ) -> grpc.aio.Channel:
     """``grpc.aio.insecure_channel`` over all endpoints of a mesh target.
 
-    ``interceptors`` see every attempt (a refused connection is an attempt of its own). The rest as
-    ``meshlib.grpc.insecure_channel``. Needs no running loop; channels are made per loop, on first use.
+    ``interceptors`` run once per call, as in grpc. The rest as ``meshlib.grpc.insecure_channel``. Needs no running
+    loop; channels are made per loop, on first use.
     """
     handle = (mesh or default_mesh()).target(target)
     merged = channel_options(options, handle.authority)
-    return AioMeshChannel(
-        handle,
-        lambda address: grpc.aio.insecure_channel(address, merged, compression, interceptors),
-        hash_key,
+    around, below = split(interceptors)
+    channel = AioMeshChannel(
+        handle, lambda address: grpc.aio.insecure_channel(address, merged, compression, below), hash_key
     )
+    return intercepted(channel, around)
 
 
 def secure_channel(
@@ -292,8 +293,10 @@ def secure_channel(
     """``grpc.aio.secure_channel`` over all endpoints of a mesh target; TLS verifies the target's logical authority."""
     handle = (mesh or default_mesh()).target(target)
     merged = channel_options(options, handle.authority)
-    return AioMeshChannel(
+    around, below = split(interceptors)
+    channel = AioMeshChannel(
         handle,
-        lambda address: grpc.aio.secure_channel(address, credentials, merged, compression, interceptors),
+        lambda address: grpc.aio.secure_channel(address, credentials, merged, compression, below),
         hash_key,
     )
+    return intercepted(channel, around)

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from meshlib.clients.grpc.aio_channel import AioMeshChannel
+from meshlib.clients.grpc.aio_interceptors import intercepted, split
 from meshlib.clients.grpc.channel import MeshChannel
 from meshlib.clients.grpc.options import channel_options
 from meshlib.clients.grpc.ours import ByHost, whose
@@ -71,17 +72,17 @@ class Seam:
 
     def _aio_channel(self, original: Any, target: Any, options: Any, *rest: Any) -> Any:
         """``rest``: credentials, compression and interceptors."""
+        *others, interceptors = rest
 
         def connect(authority: str, address: str) -> Any:
-            return original(address, channel_options(tuple(options), authority), *rest)
+            below = split(interceptors)[1]
+            return original(address, channel_options(tuple(options), authority), *others, below)
+
+        def balanced(handle: TargetHandle, to: Callable[[str], Any]) -> Any:
+            return intercepted(AioMeshChannel(handle, to), split(interceptors)[0])
 
         return self._channel(
-            target,
-            options,
-            connect,
-            lambda: original(target, options, *rest),
-            AioMeshChannel,
-            AioSwitchChannel,
+            target, options, connect, lambda: original(target, options, *rest), balanced, AioSwitchChannel
         )
 
     def _channel(
