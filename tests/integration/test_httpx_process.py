@@ -12,6 +12,8 @@ import pytest
 
 from tests.components.backends import Backends
 
+pytestmark = pytest.mark.usefixtures("wire")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Parent and child echo distinct bodies over clients that were used before the fork.

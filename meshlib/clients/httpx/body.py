@@ -23,6 +23,11 @@ def settle_abandoned() -> None:
         lease.done()
 
 
+def abandon(lease: Lease) -> None:
+    """For finalizers: end the lease at the next request."""
+    _abandoned.append(lease)
+
+
 class RequestBody:
     """The caller's body. ``started``: it may be on the wire. ``replayable``: it can begin again."""
 

@@ -17,6 +17,7 @@ from meshlib.clients.httpx import engines
 from meshlib.clients.httpx.attempt import Dial, Exchange, Pause, Wait, attempt
 from meshlib.clients.httpx.body import AsyncLeasedBody, LeasedBody, RequestBody, settle_abandoned
 from meshlib.clients.httpx.exceptions import as_httpcore
+from meshlib.clients.httpx.fast.bodies import AioBody, SyncBody
 from meshlib.clients.httpx.faults import Fault, fault_of, is_blamed
 from meshlib.clients.httpx.flavour import Flavour
 from meshlib.clients.httpx.outgoing import Outgoing
@@ -215,7 +216,10 @@ class MeshPool(_Pool):
                     step = steps.send(outcome)
         except StopIteration as finished:
             response, lease = finished.value
-            response.stream = LeasedBody(response.stream, lease, self._blames, engine)
+            if type(response.stream) is SyncBody:
+                response.stream.hold(lease, self._blames)
+            else:
+                response.stream = LeasedBody(response.stream, lease, self._blames, engine)
             return response
         except ResolveError as error:
             if self._is_bare_after_all(request.url, exchange):
@@ -311,7 +315,10 @@ class AsyncMeshPool(_Pool):
                     step = steps.send(outcome)
         except StopIteration as finished:
             response, lease = finished.value
-            response.stream = AsyncLeasedBody(response.stream, lease, self._blames, engine)
+            if type(response.stream) is AioBody:
+                response.stream.hold(lease, self._blames)
+            else:
+                response.stream = AsyncLeasedBody(response.stream, lease, self._blames, engine)
             return response
         except ResolveError as error:
             if self._is_bare_after_all(request.url, exchange):

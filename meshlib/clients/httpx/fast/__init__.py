@@ -11,5 +11,5 @@ network backends of the application's own) goes to httpcore's engine, which it c
 * ``sync_wire``, ``sync_engine``    a blocking socket, and the engine for threads
 * ``aio_wire``, ``aio_engine``      an asyncio protocol, and the engine of one event loop
 * ``aio_dial``    opening an asyncio connection
-* ``response``    what httpx gets
+* ``response``, ``bodies``  what httpx gets
 """

@@ -14,12 +14,31 @@ from meshlib.clients.httpx.fast.aio_wire import AioConnection, tcp_socket
 NO_HANDSHAKE_TIMEOUT = 86400.0
 
 
+class _Resuming:
+    """An SSL context that begins with a session: asyncio wraps its connections through ``wrap_bio`` and has no option
+    for it. The session was negotiated, and the peer verified, for this very endpoint and name."""
+
+    def __init__(self, context: ssl.SSLContext, session: Any) -> None:
+        self._context, self._session = context, session
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> Any:
+        wrap: Any = self._context.wrap_bio
+        return wrap(*arguments, **options, session=self._session)
+
+
+def resuming(loop: asyncio.AbstractEventLoop, context: ssl.SSLContext, session: Any) -> Any:
+    """The context, with the session where the loop is known to take it so."""
+    if session is None or not isinstance(loop, asyncio.BaseEventLoop):  # uvloop has a TLS of its own
+        return context
+    return _Resuming(context, session)
+
+
 async def dial(
     core: Any,
     make: Callable[[], AioConnection],
     settings: dict[str, Any],
     address: tuple[str, int],
-    context: ssl.SSLContext | None,
+    context: Any,
     tls_name: str,
     timeout: float | None,
 ) -> AioConnection:

@@ -10,8 +10,9 @@ from typing import Any
 
 from meshlib.clients.httpx import wire
 from meshlib.clients.httpx.attempt import Dial, Exchange
-from meshlib.clients.httpx.fast.aio_dial import dial
-from meshlib.clients.httpx.fast.aio_wire import AioBody, AioConnection, AioStream
+from meshlib.clients.httpx.fast.aio_dial import dial, resuming
+from meshlib.clients.httpx.fast.aio_wire import AioConnection, AioStream
+from meshlib.clients.httpx.fast.bodies import AioBody
 from meshlib.clients.httpx.fast.choice import Choice
 from meshlib.clients.httpx.fast.free_list import OPEN, FreeList
 from meshlib.clients.httpx.fast.request import request_head
@@ -104,6 +105,8 @@ class AioFastEngine:
             return
         connection.rest()
         slot: FreeList = connection.slot
+        if connection.secure and slot.session is None:
+            slot.session = connection.transport.get_extra_info("ssl_object").session
         if connection not in slot.busy:  # the client was closed meanwhile
             return
         expiry = self._slots.expiry
@@ -224,10 +227,11 @@ class AioFastEngine:
                     full = self._slots.full()
                     raise self._core.ConnectError(full) from full
                 self._dispose([idle])
-            context = None
+            context: Any = None
             if out.secure:
                 context = self._settings["ssl_context"] or self._core.default_ssl_context()
                 context.set_alpn_protocols(["http/1.1"])
+                context = resuming(self.loop, context, slot.session)
             endpoint = step.lease.endpoint
             connection = await dial(
                 self._core,
@@ -238,6 +242,7 @@ class AioFastEngine:
                 out.tls_name,
                 out.connect_timeout,
             )
+            connection.secure = out.secure
             slot.opened(connection)
             return connection
         except BaseException:

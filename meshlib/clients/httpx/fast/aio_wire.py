@@ -11,7 +11,6 @@ import asyncio
 import select
 import socket
 import ssl
-from collections.abc import AsyncIterator
 from typing import Any
 
 from meshlib.clients.httpx.fast.reply import ReplyParser
@@ -42,6 +41,7 @@ class AioConnection(asyncio.Protocol):
         "expires_at",
         "lost",
         "reply",
+        "secure",
         "serving",
         "slot",
         "transport",
@@ -55,6 +55,7 @@ class AioConnection(asyncio.Protocol):
         self.reply = ReplyParser(core.RemoteProtocolError)
         self.transport: Any = None
         self.expires_at = 0.0
+        self.secure = False  #: over TLS
         self.serving = False  #: a request is on it
         self.lost = False  #: closed, by whomever
         self._error: BaseException | None = None  #: to be raised when everything that came was taken
@@ -147,18 +148,19 @@ class AioConnection(asyncio.Protocol):
             if not await self._write(pending, timeout):
                 return False
             pending = b""
-        async for part in body:
-            data = framing.part(part)
-            if not data:
-                continue
-            if pending:
+            async for part in body:
+                if (data := framing.part(part)) and not await self._write(data, timeout):
+                    return False
+        else:
+            for part in body:
+                data = framing.part(part)
                 if len(data) <= JOIN_UP_TO:
-                    data, pending = pending + data, b""
+                    pending += data
                 else:
                     self.transport.write(pending)
                     pending = b""
-            if not await self._write(data, timeout):
-                return False
+                    if not await self._write(data, timeout):
+                        return False
         pending += framing.end()
         return not pending or await self._write(pending, timeout)
 
@@ -319,43 +321,6 @@ class AioStream:
         if info in ("ssl_object", "socket"):
             return transport.get_extra_info(info)
         return self._connection.is_dead() if info == "is_readable" else None
-
-
-class AioBody:
-    """A reply's body. ``aclose`` gives the connection back, or closes it when it cannot serve another request."""
-
-    __slots__ = ("_connection", "_engine", "_timeout")
-
-    def __init__(self, engine: Any, connection: AioConnection, timeout: float | None) -> None:
-        self._engine = engine
-        self._connection: AioConnection | None = connection
-        self._timeout = timeout
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        connection = self._connection
-        if connection is None:
-            return
-        reply = connection.reply
-        try:
-            while True:
-                for part in reply.take():
-                    yield part
-                if reply.complete and not reply.parts:
-                    return
-                if not reply.parts:
-                    await connection.receive(self._timeout)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Nothing in it waits, so it cannot be interrupted."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._engine.ended(connection)
-
-    async def aclose(self) -> None:
-        self.close()
 
 
 def tcp_socket(address: str, local_address: str | None, options: Any) -> socket.socket:

@@ -21,6 +21,19 @@ _names: dict[bytes, bytes] = {}
 
 CHUNKED = -1
 
+#: Headers that httpx puts into every request. Their lines are made once; they say nothing about the framing.
+_COMMON = frozenset(
+    {
+        (b"Accept", b"*/*"),
+        (b"Accept-Encoding", b"gzip, deflate"),
+        (b"Accept-Encoding", b"gzip, deflate, br"),
+        (b"Accept-Encoding", b"gzip, deflate, br, zstd"),
+        (b"Connection", b"keep-alive"),
+        (b"Content-Type", b"application/json"),
+    }
+)
+_lines: dict[tuple[bytes, bytes], bytes] = {pair: b"%b: %b\r\n" % pair for pair in _COMMON}
+
 
 class Head:
     """``data``: request line and headers. ``length``: of the body, or CHUNKED."""
@@ -46,12 +59,17 @@ def request_head(
     lines: list[bytes] = []
     length: bytes | None = None
     chunked = closes = upgrades = False
-    for raw, value in headers:
+    for pair in headers:
+        line = _lines.get(pair)
+        if line is not None:
+            lines.append(line)
+            continue
+        raw, value = pair
         name = _names.get(raw) or _name(raw, error)
         if not _VALUE(value):
             raise error(f"Illegal header value {value!r}")
         if name == b"host":
-            hosts.append(b"%b: %b\r\n" % (raw, value))
+            hosts.append(b"%b: %b\r\n" % pair)
             continue
         if name == b"content-length":
             found = _length(value, error)
@@ -68,7 +86,8 @@ def request_head(
                 raise error("Only Transfer-Encoding: chunked is supported")
             chunked = True
         elif name == b"connection":
-            closes = closes or b"close" in [word.strip() for word in value.lower().split(b",")]
+            words = [word.strip() for word in value.lower().split(b",")]
+            closes = closes or b"close" in words
         elif name == b"upgrade":
             upgrades = True
         lines.append(b"%b: %b\r\n" % (raw, value))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from meshlib.clients.httpx import wire
 from meshlib.clients.httpx.attempt import Dial, Exchange
+from meshlib.clients.httpx.fast.bodies import SyncBody
 from meshlib.clients.httpx.fast.choice import Choice
 from meshlib.clients.httpx.fast.free_list import OPEN, FreeList
 from meshlib.clients.httpx.fast.request import request_head
 from meshlib.clients.httpx.fast.response import Response
 from meshlib.clients.httpx.fast.slots import Slots
-from meshlib.clients.httpx.fast.sync_wire import SyncBody, SyncConnection, SyncStream, dial, wrap_tls
+from meshlib.clients.httpx.fast.sync_wire import SyncConnection, SyncStream, dial, wrap_tls
 from meshlib.clients.httpx.outgoing import Outgoing
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.primitives import new_event, new_lock
@@ -93,8 +95,8 @@ class SyncFastEngine:
             connection.expires_at = self._now() + self._slots.expiry
         else:
             connection.expires_at = float("inf")
-        if self._context is not None and slot.session is None:
-            slot.session = getattr(connection.sock, "session", None)
+        if slot.session is None and isinstance(connection.sock, ssl.SSLSocket):
+            slot.session = connection.sock.session
         with slot.lock:
             if connection not in slot.busy:  # the client was closed meanwhile
                 return

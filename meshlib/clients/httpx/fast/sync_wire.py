@@ -5,7 +5,6 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from collections.abc import Iterator
 from typing import Any
 
 from meshlib.clients.httpx.fast.reply import ReplyParser
@@ -182,37 +181,6 @@ class SyncStream:
         if info == "ssl_object":
             return sock._sslobj if isinstance(sock, ssl.SSLSocket) else None  # type: ignore[attr-defined]
         return is_readable(sock) if info == "is_readable" else None
-
-
-class SyncBody:
-    """A reply's body. ``close`` gives the connection back, or closes it when it cannot serve another request."""
-
-    __slots__ = ("_connection", "_engine", "_timeout")
-
-    def __init__(self, engine: Any, connection: SyncConnection, timeout: float | None) -> None:
-        self._engine = engine
-        self._connection: SyncConnection | None = connection
-        self._timeout = timeout
-
-    def __iter__(self) -> Iterator[bytes]:
-        connection = self._connection
-        if connection is None:
-            return
-        reply = connection.reply
-        try:
-            while True:
-                yield from reply.take()
-                if reply.complete:
-                    return
-                connection.receive(self._timeout)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._engine.ended(connection)
 
 
 def dial(
