@@ -354,7 +354,7 @@ def test_latency_sample_leaves_out_connection_setup(
     """The sample begins anew once per new connection, when TLS is done, and not for a reused one."""
     begun: list[Lease] = []
     (server,) = backends.http(1, tls="orders.shop.svc" if scheme == "https" else None)
-    monkeypatch.setattr(Lease, "connected", begun.append)
+    monkeypatch.setattr(Lease, "connected", lambda lease: begun.append(lease))
     ports, url = [(server.host, server.port)], f"{scheme}://orders.shop.svc/"
     with sync_client(ports, verify=backends.client_context()) as client:
         for _ in range(3):
