@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import meshlib
+import meshlib.grpc.aio
 from tests.components.backends import Backends
 from tests.integration.grpc_support import US, UU, eventually
 from tests.integration.install_support import URL, Installed, mesh_for_tests
@@ -163,6 +164,30 @@ def test_grpc_aio(mesh: Installed, backends: Backends, order: str, target: str) 
     assert all(no_address_in(span, servers) for span in spans)
     assert servers[1].requests == 5
     assert grpc.aio.insecure_channel is original
+
+
+def test_explicit_channels(mesh: Installed, backends: Backends) -> None:
+    """meshlib.grpc's own functions are traced as grpc's are: once per call, endpoints that refuse included."""
+    servers = backends.grpc(2)
+    servers[0].stop()
+    mesh.serve(servers)
+    mesh.known()
+    with traced(mesh, "tracing first", GrpcInstrumentorClient, GrpcAioInstrumentorClient) as exporter:
+        with meshlib.grpc.insecure_channel(TARGETS[0], mesh=mesh.mesh) as channel:
+            for _ in range(3):
+                assert channel.unary_unary(UU)(b"x", timeout=10)
+            assert channel.unary_unary(UU).future(b"x", timeout=10).result(10)
+            assert len(list(channel.unary_stream(US)(b"x", timeout=10))) == 5
+        eventually(lambda: len(exporter.get_finished_spans()) == 5)
+
+        async def ask() -> None:
+            async with meshlib.grpc.aio.insecure_channel(TARGETS[0], mesh=mesh.mesh) as channel:
+                for _ in range(3):
+                    assert await channel.unary_unary(UU)(b"x", timeout=10)
+
+        asyncio.run(ask())
+        assert len(exporter.get_finished_spans()) == 8
+        assert all(no_address_in(span, servers) for span in exporter.get_finished_spans())
 
 
 def test_taking_off_crosswise(mesh: Installed, backends: Backends) -> None:

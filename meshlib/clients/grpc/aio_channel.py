@@ -24,6 +24,7 @@ from meshlib.clients.grpc.channel import METHODS, factory, registered_argument
 from meshlib.clients.grpc.connectivity import EAGER, RELAXED, aggregate
 from meshlib.clients.grpc.hash_key import HashKey, key_function
 from meshlib.clients.grpc.options import Options, channel_options
+from meshlib.clients.grpc.routing import AIO, Make, channel
 from meshlib.errors import MeshError
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.clock import SYSTEM
@@ -271,13 +272,10 @@ def insecure_channel(
     ``interceptors`` run once per call, as in grpc. The rest as ``meshlib.grpc.insecure_channel``. Needs no running
     loop; channels are made per loop, on first use.
     """
-    handle = (mesh or default_mesh()).target(target)
-    merged = channel_options(options, handle.authority)
-    around, below = split(interceptors)
-    channel = AioMeshChannel(
-        handle, lambda address: grpc.aio.insecure_channel(address, merged, compression, below), hash_key
-    )
-    return intercepted(channel, around)
+    make = _maker((mesh or default_mesh()).target(target), hash_key)
+    rest = {"compression": compression, "interceptors": interceptors}
+    made: grpc.aio.Channel = channel(AIO, grpc.aio.insecure_channel, target, (), options, rest, make)
+    return made
 
 
 def secure_channel(
@@ -291,12 +289,24 @@ def secure_channel(
     hash_key: HashKey | None = None,
 ) -> grpc.aio.Channel:
     """``grpc.aio.secure_channel`` over all endpoints of a mesh target; TLS verifies the target's logical authority."""
-    handle = (mesh or default_mesh()).target(target)
-    merged = channel_options(options, handle.authority)
-    around, below = split(interceptors)
-    channel = AioMeshChannel(
-        handle,
-        lambda address: grpc.aio.secure_channel(address, credentials, merged, compression, below),
-        hash_key,
+    make = _maker((mesh or default_mesh()).target(target), hash_key)
+    rest = {"compression": compression, "interceptors": interceptors}
+    made: grpc.aio.Channel = channel(
+        AIO, grpc.aio.secure_channel, target, (credentials,), options, rest, make
     )
-    return intercepted(channel, around)
+    return made
+
+
+def _maker(handle: TargetHandle, hash_key: HashKey | None) -> Make:
+    """``rest``: credentials, compression and interceptors, as grpc's own class takes them."""
+
+    def make(original: Any, target: str, options: Options, *rest: Any) -> grpc.aio.Channel:
+        merged = channel_options(options, handle.authority)
+        *others, interceptors = rest
+        around, below = split(interceptors)
+        return intercepted(
+            AioMeshChannel(handle, lambda address: original(address, merged, *others, below), hash_key),
+            around,
+        )
+
+    return make

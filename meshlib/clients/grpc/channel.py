@@ -20,6 +20,7 @@ from meshlib.clients.grpc.multicallables import (
 )
 from meshlib.clients.grpc.options import Options, channel_options
 from meshlib.clients.grpc.pool import Pool
+from meshlib.clients.grpc.routing import SYNC, Make, channel
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.default import default_mesh
 from meshlib.runtime.handle import TargetHandle
@@ -203,13 +204,17 @@ def insecure_channel(
 ) -> grpc.Channel:
     """``grpc.insecure_channel`` over all endpoints of a mesh target (``k8s:///orders.shop:grpc``, ``dns:///host:50051``).
 
+    What wraps grpc's own function at that time, such as tracing, wraps this channel too.
+
     ``mesh``: the default one if None. ``hash_key``: for hash policies, a function of a call's metadata; by default the
     target's ``hash_key`` setting. Raises TargetError and ConfigError. Nothing is looked up or connected before the
     first call.
     """
-    handle = (mesh or default_mesh()).target(target)
-    merged = channel_options(options, handle.authority)
-    return MeshChannel(handle, lambda address: grpc.insecure_channel(address, merged, compression), hash_key)
+    make = _maker((mesh or default_mesh()).target(target), hash_key)
+    made: grpc.Channel = channel(
+        SYNC, grpc.insecure_channel, target, (), options, {"compression": compression}, make
+    )
+    return made
 
 
 def secure_channel(
@@ -226,8 +231,18 @@ def secure_channel(
     The name that TLS verifies is the target's logical authority (decision D2), never anything from cluster data.
     Otherwise as ``insecure_channel``.
     """
-    handle = (mesh or default_mesh()).target(target)
-    merged = channel_options(options, handle.authority)
-    return MeshChannel(
-        handle, lambda address: grpc.secure_channel(address, credentials, merged, compression), hash_key
+    make = _maker((mesh or default_mesh()).target(target), hash_key)
+    made: grpc.Channel = channel(
+        SYNC, grpc.secure_channel, target, (credentials,), options, {"compression": compression}, make
     )
+    return made
+
+
+def _maker(handle: TargetHandle, hash_key: HashKey | None) -> Make:
+    """``rest``: credentials and compression, as grpc's own class takes them."""
+
+    def make(original: Any, target: str, options: Options, *rest: Any) -> grpc.Channel:
+        merged = channel_options(options, handle.authority)
+        return MeshChannel(handle, lambda address: original(address, merged, *rest), hash_key)
+
+    return make
