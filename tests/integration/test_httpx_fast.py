@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import threading
@@ -374,6 +375,37 @@ def test_latency_sample_leaves_out_connection_setup(
         ):
             client.get("https://payments.shop.svc/")
         assert len(begun) == 2
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_cancelled_while_connecting_leaves_nothing(backends: Backends, tls: bool) -> None:
+    """Cancelled after 0, 1, 2, ... turns of dialling, handshake included: no place, no count, no connection is left."""
+    (server,) = backends.http(1, tls="orders.shop.svc" if tls else None)
+    url = "https://orders.shop.svc/" if tls else URL
+
+    async def main() -> None:
+        ports, context = [(server.host, server.port)], backends.client_context()
+        async with aio_client(ports, cap=10, verify=context) as client:
+            survived = 0
+            for turns in range(500):
+                task = asyncio.create_task(client.get(url, headers={"Connection": "close"}))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    survived += (await task).status_code == 200
+                engine = engine_of(client)
+                assert (engine.in_use(), engine._slots.total) == (0, 0), turns
+                if survived > 3:
+                    break
+            assert survived
+            for _ in range(1000):
+                if not server.connections:
+                    break
+                await asyncio.sleep(0.005)
+            assert server.connections == 0
+
+    asyncio.run(main())
 
 
 # upgrades
