@@ -112,6 +112,19 @@ def test_generated_stubs_and_interceptors(mesh: Installed, backends: Backends) -
     assert seen == ["/grpc.health.v1.Health/Check"] * 4
 
 
+@pytest.fixture
+def own_cache() -> Iterator[None]:
+    """The channels that static stubs keep for ten minutes go with the test."""
+    import grpc._simple_stubs as stubs
+
+    yield
+    cache = stubs.ChannelCache.get()
+    with cache._lock:
+        for key in list(cache._mapping):
+            cache._evict_locked(key)
+
+
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("target", [TARGET, HOST])
 @pytest.mark.parametrize("registered", [False, True])
 @pytest.mark.filterwarnings("ignore::grpc.experimental.ExperimentalApiWarning")
@@ -133,17 +146,11 @@ def test_static_stubs(mesh: Installed, backends: Backends, target: str, register
         )
         return reply
 
-    try:
-        served(call, servers)
-    finally:
-        import grpc._simple_stubs as stubs
-
-        cache = stubs.ChannelCache.get()
-        with cache._lock:
-            for key in list(cache._mapping):
-                cache._evict_locked(key)
+    served(call, servers)
 
 
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.filterwarnings("ignore::grpc.experimental.ExperimentalApiWarning")
 def test_static_stub_classes(mesh: Installed, backends: Backends) -> None:
     """The generated class-level methods."""
     servers = backends.grpc(2)
