@@ -18,7 +18,7 @@ Sync = Union["SyncEngine", "SyncFastEngine"]
 Async = Union["AsyncEngine", "AioFastEngine"]
 
 #: Where no configuration says otherwise.
-DEFAULT = "httpcore"
+DEFAULT = "fast"
 
 
 def make_sync(wire: str, core: Any, original: Any, now: Callable[[], float]) -> Sync:

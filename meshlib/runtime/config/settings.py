@@ -63,7 +63,7 @@ class Config:
     picker_settings: Mapping[str, Any] = field(default_factory=_nothing)
     hash_key: str = ""
     plugins: tuple[str, ...] = ()
-    wire: str = "httpcore"
+    wire: str = "fast"
     aliases: Mapping[str, str] = field(default_factory=_nothing)
     address: AddressSettings = AddressSettings()
     discovery: Mapping[str, Mapping[str, Any]] = field(default_factory=_nothing)

@@ -26,7 +26,7 @@ sidecar = "ignore"
 picker = "least_request"
 hash_key = "header:x-user"
 plugins = ["my-picker"]
-wire = "fast"
+wire = "httpcore"
 
 [picker_settings]
 choices = 3
@@ -65,7 +65,7 @@ def test_every_key_of_a_file_is_read(tmp_path: Path) -> None:
     assert config.sync_timeout == 0.5
     assert (config.picker, dict(config.picker_settings)) == ("least_request", {"choices": 3})
     assert (config.hash_key, config.plugins) == ("header:x-user", ("my-picker",))
-    assert config.wire == "fast"
+    assert config.wire == "httpcore"
     assert config.aliases == {
         "orders.internal": "k8s:///orders.shop:http",
         "stock.internal:8080": "dns:///stock.example:80",
