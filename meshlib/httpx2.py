@@ -7,11 +7,22 @@ Importing this module does not load httpx2; using one of its transports does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import httpx2
+
     from meshlib.clients.httpx.transport2 import AsyncMeshTransport, MeshTransport
-    from meshlib.clients.httpx.wrapping import unwrap, wrap
+    from meshlib.runtime.mesh import Mesh
+
+    ClientT = TypeVar("ClientT", bound=httpx2.Client | httpx2.AsyncClient)
+
+    def wrap(client: ClientT, mesh: Mesh | None = None) -> ClientT:
+        """The very function of ``meshlib.httpx``, with the types of httpx2."""
+
+    def unwrap(client: ClientT) -> ClientT:
+        """The same."""
+
 
 __all__ = ["AsyncMeshTransport", "MeshTransport", "unwrap", "wrap"]
 
