@@ -20,9 +20,12 @@ class ScriptedServer:
     serves all further requests. ``early``: answer to the head, without waiting for the body.
     """
 
-    def __init__(self, script: Sequence[Sequence[bytes | str]], *, early: bool = False) -> None:
+    def __init__(
+        self, script: Sequence[Sequence[bytes | str]], *, early: bool = False, host: str = "127.0.0.1"
+    ) -> None:
         self._script, self._early = script, early
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
         self.port: int = self._listener.getsockname()[1]
         self.heads: list[bytes] = []
         self.bodies: list[bytes] = []

@@ -8,6 +8,7 @@ import errno
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -215,6 +216,42 @@ def test_the_queue_is_first_come_first_served(backends: Backends) -> None:
     asyncio.run(main())
     assert server.accepted == 1
     assert [got.path for got in server.received] == [f"/{number}" for number in range(40)]
+
+
+def test_threads_wait_for_their_turn(backends: Backends) -> None:
+    """Eight threads, two endpoints with one connection each: nobody is forgotten in the queue, nothing is mixed up."""
+    servers = backends.http(2)
+
+    def work(client: httpx.Client, thread: int) -> None:
+        for number in range(40):
+            content = f"{thread}/{number}".encode()
+            assert client.post(f"{URL}/echo", content=content).content == content
+
+    limits = httpx.Limits(max_connections=1)
+    with sync_client([(server.host, server.port) for server in servers], limits=limits) as client:
+        with ThreadPoolExecutor(8) as threads:
+            for done in [threads.submit(work, client, thread) for thread in range(8)]:
+                done.result(60)
+        assert engine_of(client).in_use() == 0
+    assert [server.accepted for server in servers] == [1, 1]
+    assert sum(server.requests for server in servers) == 320
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_ipv6_endpoints() -> None:
+    try:
+        server = ScriptedServer([[OK]], host="::1")
+    except OSError:
+        pytest.skip("no IPv6 loopback here")
+    with server:
+        with sync_client([("::1", server.port)]) as client:
+            assert client.get(URL).text == "ok"
+
+        async def main() -> None:
+            async with aio_client([("::1", server.port)]) as client:
+                assert (await client.get(URL)).text == "ok"
+
+        asyncio.run(main())
 
 
 def test_a_task_that_leaves_the_queue_takes_nothing_along(backends: Backends) -> None:

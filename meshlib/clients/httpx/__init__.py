@@ -8,7 +8,10 @@ sees the picked endpoint. One thought per module:
 * ``pool``        ``MeshPool`` / ``AsyncMeshPool``, what is put in the place of ``_pool``
 * ``attempt``     the way of one request over endpoints, without IO
 * ``faults``      whose fault an exception is
-* ``wire``        the connection engine: one httpcore pool per endpoint
+* ``engines``     which connection engine serves
+* ``wire``        the one of httpcore: one of its pools per endpoint
+* ``fast``        our own for HTTP/1.1
+* ``outgoing``    a request on its way to an endpoint, as both engines get it
 * ``body``        request bodies that know whether they started, response bodies that end a lease
 * ``exceptions``  meshlib's errors as httpcore's, so that httpx raises its own types
 * ``transport``, ``wrapping``  what people use

@@ -8,8 +8,9 @@ network backends of the application's own) goes to httpcore's engine, which it c
 * ``reply``       bytes in, a reply's head and body out; ``second`` judges what httptools refuses
 * ``free_list``   who gets which connection
 * ``slots``       the free lists of one engine: limits in all, expiry, retirement
-* ``sync_wire``, ``sync_engine``    a blocking socket, and the engine for threads
-* ``aio_wire``, ``aio_engine``      an asyncio protocol, and the engine of one event loop
-* ``aio_dial``    opening an asyncio connection
-* ``response``, ``bodies``  what httpx gets
+* ``sync_wire``, ``aio_wire``      one connection: a blocking socket, an asyncio protocol
+* ``sync_dial``, ``aio_dial``      opening it
+* ``sync_stream``, ``aio_stream``  what an application sees of it
+* ``sync_engine``, ``aio_engine``  all connections of a client, or of its part on one event loop
+* ``response``, ``bodies``         what httpx gets
 """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
 
-from meshlib.clients.httpx.fast.aio_wire import AioConnection, tcp_socket
+from meshlib.clients.httpx.fast.aio_wire import AioConnection
 
 #: asyncio insists on a bound for the handshake. Where the caller set none, a day is as good as none, and where he did,
 #: his own bound comes first.
@@ -46,7 +47,7 @@ async def dial(
     loop = asyncio.get_running_loop()
     sock = None
     try:
-        sock = tcp_socket(address[0], settings["local_address"], settings["socket_options"])
+        sock = _tcp_socket(address[0], settings["local_address"], settings["socket_options"])
         async with asyncio.timeout(timeout):
             await loop.sock_connect(sock, address)
         options: dict[str, Any] = {}
@@ -67,3 +68,19 @@ async def dial(
         if isinstance(error, OSError):
             raise core.ConnectError(error) from error
         raise
+
+
+def _tcp_socket(address: str, local_address: str | None, options: Any) -> socket.socket:
+    """A non-blocking socket of the address's family, bound and with its options, not connected."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if local_address is not None:
+            sock.bind((local_address, 0))
+        for option in options or ():
+            sock.setsockopt(*option)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -11,7 +11,8 @@ from typing import Any
 from meshlib.clients.httpx import wire
 from meshlib.clients.httpx.attempt import Dial, Exchange
 from meshlib.clients.httpx.fast.aio_dial import dial, resuming
-from meshlib.clients.httpx.fast.aio_wire import AioConnection, AioStream
+from meshlib.clients.httpx.fast.aio_stream import AioStream
+from meshlib.clients.httpx.fast.aio_wire import AioConnection
 from meshlib.clients.httpx.fast.bodies import AioBody
 from meshlib.clients.httpx.fast.choice import Choice
 from meshlib.clients.httpx.fast.free_list import OPEN, FreeList

@@ -15,7 +15,9 @@ from meshlib.clients.httpx.fast.free_list import OPEN, FreeList
 from meshlib.clients.httpx.fast.request import request_head
 from meshlib.clients.httpx.fast.response import Response
 from meshlib.clients.httpx.fast.slots import Slots
-from meshlib.clients.httpx.fast.sync_wire import SyncConnection, SyncStream, dial, wrap_tls
+from meshlib.clients.httpx.fast.sync_dial import dial, wrap_tls
+from meshlib.clients.httpx.fast.sync_stream import SyncStream
+from meshlib.clients.httpx.fast.sync_wire import SyncConnection
 from meshlib.clients.httpx.outgoing import Outgoing
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.primitives import new_event, new_lock

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import select
 import socket
-import ssl
 from typing import Any
 
 from meshlib.clients.httpx.fast.reply import ReplyParser
@@ -134,92 +133,3 @@ class SyncConnection:
 
     def __repr__(self) -> str:
         return f"<SyncConnection {self.sock!r}>"
-
-
-class SyncStream:
-    """``extensions["network_stream"]``: httpcore's interface to the connection, for looking and after an upgrade."""
-
-    __slots__ = ("_connection", "_leftover", "_tls")
-
-    def __init__(self, connection: SyncConnection, leftover: bytes) -> None:
-        self._connection = connection
-        self._leftover = leftover
-        self._tls: Any = None  #: httpcore's stream, after start_tls
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if self._leftover:
-            data, self._leftover = self._leftover[:max_bytes], self._leftover[max_bytes:]
-            return data
-        return self._connection.read(max_bytes, timeout)
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if buffer:
-            self._connection.write(buffer, timeout)
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> SyncStream:
-        """The same stream, encrypted from now on."""
-        connection = self._connection
-        connection.sock = wrap_tls(
-            connection._core, connection.sock, ssl_context, server_hostname, timeout, None
-        )
-        connection.forget_timeout()
-        return self
-
-    def get_extra_info(self, info: str) -> Any:
-        sock = self._connection.sock
-        if info == "server_addr":
-            return sock.getpeername()
-        if info == "client_addr":
-            return sock.getsockname()
-        if info == "socket":
-            return sock
-        if info == "ssl_object":
-            return sock._sslobj if isinstance(sock, ssl.SSLSocket) else None  # type: ignore[attr-defined]
-        return is_readable(sock) if info == "is_readable" else None
-
-
-def dial(
-    core: Any, host: str, port: int, local_address: str | None, options: Any, timeout: float | None
-) -> socket.socket:
-    """Open a TCP connection. Raises ConnectTimeout, ConnectError."""
-    try:
-        source = None if local_address is None else (local_address, 0)
-        sock = socket.create_connection((host, port), timeout, source_address=source)
-        try:
-            for option in options or ():
-                sock.setsockopt(*option)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except BaseException:
-            sock.close()
-            raise
-    except TimeoutError as error:
-        raise core.ConnectTimeout(error) from error
-    except OSError as error:
-        raise core.ConnectError(error) from error
-    return sock
-
-
-def wrap_tls(
-    core: Any,
-    sock: socket.socket,
-    context: ssl.SSLContext,
-    name: str | None,
-    timeout: float | None,
-    session: Any,
-) -> ssl.SSLSocket:
-    """The handshake; closes the socket when it fails. Raises ConnectTimeout, ConnectError."""
-    try:
-        sock.settimeout(timeout)
-        return context.wrap_socket(sock, server_hostname=name, session=session)
-    except BaseException as error:
-        sock.close()
-        if isinstance(error, TimeoutError):
-            raise core.ConnectTimeout(error) from error
-        if isinstance(error, OSError):
-            raise core.ConnectError(error) from error
-        raise
