@@ -205,8 +205,6 @@ def test_code_wins_over_the_command(backends: Backends, script: Path) -> None:
 @pytest.mark.parametrize("preload", [False, True])
 def test_gunicorn(backends: Backends, tmp_path: Path, preload: bool) -> None:
     """Prefork workers, with and without --preload, balance without a line of code."""
-    import httpx
-
     servers = backends.http(2)
     (tmp_path / "shop_app.py").write_text(
         "import httpx\n"
@@ -226,17 +224,7 @@ def test_gunicorn(backends: Backends, tmp_path: Path, preload: bool) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            end = time.monotonic() + 30
-            while True:
-                try:
-                    names = {client.get("/").text for _ in range(8)}
-                    break
-                except httpx.TransportError:
-                    assert process.poll() is None
-                    assert time.monotonic() < end
-                    time.sleep(0.05)
-        assert names == {server.name for server in servers}
+        assert _answers(process, port) == {server.name for server in servers}
     finally:
         process.terminate()
         process.wait(20)
@@ -288,3 +276,47 @@ def test_spawned_children(backends: Backends, script: Path) -> None:
         "            print(method, len(set(pool.map(work, range(4)))))\n"
     )
     assert run("--", str(script), env=environ(servers)) == "spawn 2\nforkserver 2\nfork 2\n"
+
+
+def test_uvicorn_workers(backends: Backends, tmp_path: Path) -> None:
+    """Workers that are spawned, with an asyncio client made at import."""
+    servers = backends.http(2)
+    (tmp_path / "shop_asgi.py").write_text(
+        "import httpx\n"
+        "client = httpx.AsyncClient()\n"
+        "async def app(scope, receive, send):\n"
+        "    if scope['type'] != 'http':\n"
+        "        return\n"
+        "    reply = await client.get('http://orders.internal/')\n"
+        "    await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n"
+        "    await send({'type': 'http.response.body', 'body': reply.content})\n"
+    )
+    port = free_port("127.0.0.1")
+    words = ["-m", "uvicorn", "--workers", "2", "--lifespan", "off", "--port", str(port), "shop_asgi:app"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "meshlib", "run", "--", *words],
+        env=environ(servers),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert _answers(process, port) == {server.name for server in servers}
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _answers(process: subprocess.Popen[bytes], port: int) -> set[str]:
+    """Who answers eight requests, once the program listens."""
+    import httpx
+
+    end = time.monotonic() + 30
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        while True:
+            try:
+                return {client.get("/").text for _ in range(8)}
+            except httpx.TransportError:
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.05)
