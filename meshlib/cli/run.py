@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from meshlib.cli.exits import stop
-from meshlib.clients.install import AUTOMATIC, disabled
+from meshlib.clients.autostart import AUTOMATIC, disabled
 from meshlib.errors import ConfigError
 from meshlib.runtime.config import load_config
 

@@ -14,19 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from meshlib.clients import import_hook
+from meshlib.clients.autostart import LIBRARIES, disabled, wanted
 from meshlib.errors import ConfigError
 from meshlib.runtime.primitives import new_lock
 
 if TYPE_CHECKING:
     from meshlib.runtime.mesh import Mesh
-
-#: Switches transparent use off, whoever asks for it: ``1``, ``true``, ``yes`` or ``on``.
-DISABLED = "MESHLIB_DISABLED"
-#: Set by ``meshlib run`` for the program and its children: the libraries to balance, separated by commas.
-AUTOMATIC = "MESHLIB_INSTALL"
-
-#: module -> the switch of ``install`` that it belongs to.
-LIBRARIES = {"httpx": "httpx", "httpx2": "httpx", "grpc": "grpc"}
 
 
 @dataclass(eq=False)
@@ -45,11 +38,6 @@ class _Installation:
 
 _lock = new_lock()
 _current: _Installation | None = None
-
-
-def disabled(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether ``MESHLIB_DISABLED`` is on."""
-    return environ.get(DISABLED, "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def install(*, mesh: Mesh | None = None, httpx: bool = True, grpc: bool = True) -> None:
@@ -75,17 +63,18 @@ def uninstall() -> None:
     global _current
     with _lock:
         installation, _current = _current, None
+    for name in LIBRARIES:
+        import_hook.forget(name)
     if installation is not None:
         _take_off(installation)
 
 
 def install_automatically(environ: Mapping[str, str] = os.environ) -> None:
-    """What ``meshlib run`` has every Python process of the program do as it starts; without it, nothing. Never raises.
+    """For programs under ``meshlib run``, when they import their first library; without that, nothing. Never raises.
 
-    Cheap: the rest is loaded together with the first library that is balanced. A later ``install`` in code replaces it.
+    A later ``install`` in code replaces it.
     """
-    wanted = {name.strip() for name in environ.get(AUTOMATIC, "").split(",")}
-    libraries = frozenset(name for name, switch in LIBRARIES.items() if switch in wanted)
+    libraries = wanted(environ)
     if not libraries:
         return
     try:
@@ -94,28 +83,28 @@ def install_automatically(environ: Mapping[str, str] = os.environ) -> None:
         _pass_through(error)
 
 
-def _install(wanted: _Installation) -> None:
+def _install(new: _Installation) -> None:
     global _current
-    if disabled() or _is_there(_current, wanted):
+    if disabled() or _is_there(_current, new):
         return
-    if not wanted.automatic:
-        _mesh_of(wanted)  # a wrong configuration is told here, where it can be caught
+    if not new.automatic:
+        _mesh_of(new)  # a wrong configuration is told here, where it can be caught
     with _lock:
         before = _current
-        if _is_there(before, wanted):
+        if _is_there(before, new):
             return
-        _current = wanted
+        _current = new
     if before is not None:
         _take_off(before)
-    for name in sorted(wanted.libraries):
-        import_hook.when_imported(name, _starter(wanted, name))
+    for name in sorted(new.libraries):
+        import_hook.when_imported(name, _starter(new, name))
 
 
-def _is_there(before: _Installation | None, wanted: _Installation) -> bool:
+def _is_there(before: _Installation | None, new: _Installation) -> bool:
     """Whether there is nothing to do. What ``meshlib run`` installed gives way to what the code says."""
     if before is None:
         return False
-    if wanted.automatic or before.is_like(wanted):
+    if new.automatic or before.is_like(new):
         return True
     if before.automatic:
         return False

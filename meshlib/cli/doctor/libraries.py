@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 
 from meshlib.cli.doctor.findings import Finding, lack, note, ok
+from meshlib.clients.autostart import DISABLED, disabled
 from meshlib.clients.httpx.flavour import LIBRARIES
-from meshlib.clients.install import DISABLED, disabled
 from meshlib.runtime.registry import plugins
 
 #: Another project's distribution, a 3D library, installs a package of the same name over ours.

@@ -30,7 +30,7 @@ def _install() -> None:
     if not os.environ.get("MESHLIB_INSTALL"):
         return
     try:
-        from meshlib.clients.install import install_automatically
+        from meshlib.clients.autostart import start
     except ImportError as error:
         # Another Python, without meshlib. Told once, by the program that was named, not by all of its children.
         if os.environ.get("MESHLIB_RUN_PID") == str(os.getpid()):
@@ -39,7 +39,7 @@ def _install() -> None:
                 file=sys.stderr,
             )
         return
-    install_automatically()
+    start()
 
 
 _install()

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 import meshlib
+from meshlib.clients import autostart
 from meshlib.clients import install as home
 from meshlib.clients.httpx import flavour
 from meshlib.clients.httpx.flavour import Flavour, load
@@ -147,7 +148,9 @@ def test_a_wrong_configuration_is_told_by_install(monkeypatch: pytest.MonkeyPatc
 )
 def test_the_switch(text: str, expected: bool) -> None:
     """MESHLIB_DISABLED as the other yes-or-no variables."""
-    assert home.disabled({"MESHLIB_DISABLED": text}) is expected
+    assert autostart.disabled({"MESHLIB_DISABLED": text}) is expected
+    switched = {"MESHLIB_DISABLED": text, "MESHLIB_INSTALL": "grpc"}
+    assert bool(autostart.wanted(switched)) is not expected
 
 
 def test_automatic_without_the_command_does_nothing() -> None:
@@ -203,3 +206,36 @@ def test_a_pool_that_is_replaced_by_hand(monkeypatch: pytest.MonkeyPatch) -> Non
             transport._pool  # noqa: B018
     finally:
         meshlib.uninstall()
+
+
+def test_the_start_of_a_program_waits_for_its_first_library() -> None:
+    """Nothing of ours but the hook is loaded before; uninstall() takes that away too."""
+    python(
+        "import sys\n"
+        "before = list(sys.meta_path)\n"
+        "from meshlib.clients import autostart\n"
+        "autostart.start()\n"
+        "assert 'meshlib.clients.install' not in sys.modules and 'threading' not in sys.modules\n"
+        "import httpx2\n"
+        "assert '_pool' in vars(httpx2.HTTPTransport)\n"
+        "import httpx\n"
+        "assert '_pool' in vars(httpx.HTTPTransport)\n"
+        "import meshlib\n"
+        "meshlib.uninstall()\n"
+        "assert sys.meta_path == before\n"
+        "import grpc\n"
+        "assert 'meshlib.clients.grpc.seam' not in sys.modules\n",
+        MESHLIB_INSTALL="httpx,grpc",
+    )
+    python(
+        "import sys\n"
+        "before = list(sys.meta_path)\n"
+        "from meshlib.clients import autostart\n"
+        "autostart.start()\n"
+        "import meshlib\n"
+        "meshlib.uninstall()\n"
+        "assert sys.meta_path == before\n"
+        "import httpx\n"
+        "assert '_pool' not in vars(httpx.HTTPTransport)\n",
+        MESHLIB_INSTALL="httpx,grpc",
+    )
