@@ -60,7 +60,7 @@ def test_rbac_gives_exactly_what_discovery_needs(kube_v1beta1: KubeCluster, call
     assert run("resolve", target, "--kubeconfig", kubeconfig, "--timeout", "3").exit_code == 3
 
     printed = run("rbac", "--from", f"{namespace}/app", "--to", f"{namespace}/orders")
-    created = apply(kube_v1beta1, printed.output)
+    created = apply(kube_v1beta1, printed.stdout)
     assert [one["kind"] for one in created] == ["Role", "RoleBinding", "NetworkPolicy"]
 
     found, code = findings(kubeconfig, namespace, "--exit-code")
@@ -94,6 +94,10 @@ def test_a_missing_watch_right_is_found(kube_v1beta1: KubeCluster, caller: tuple
     kube_v1beta1.grant(namespace, "app", rules)
     (lack,) = kubernetes_lacks(findings(kubeconfig, namespace)[0])
     assert "EndpointSlices in" in lack["what"]
+    # Applying it replaces a Role of that name: what was granted already must not be taken away.
+    role = next(yaml.safe_load_all(lack["fix"].partition("<<'EOF'\n")[2].removesuffix("EOF")))
+    granted = {(*rule["apiGroups"], *rule["resources"]) for rule in role["rules"]}
+    assert granted == {("discovery.k8s.io", "endpointslices"), ("", "services")}
 
 
 def test_a_refused_token_is_told(kube_v1beta1: KubeCluster, tmp_path: Path) -> None:
@@ -120,7 +124,7 @@ def test_resolve_says_why_an_endpoint_gets_nothing(
 ) -> None:
     """Not ready, and refused by the address policy: each with its reason or counted."""
     namespace, kubeconfig = caller
-    apply(kube_v1beta1, run("rbac", "--from", f"{namespace}/app", "--to", f"{namespace}/orders").output)
+    apply(kube_v1beta1, run("rbac", "--from", f"{namespace}/app", "--to", f"{namespace}/orders").stdout)
     kube_v1beta1.create_service(namespace, "orders", port=80, selector={})
     endpoints = [
         {"addresses": ["10.1.2.3"], "conditions": {"ready": True}},

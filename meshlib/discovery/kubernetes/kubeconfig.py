@@ -122,7 +122,11 @@ class KubeconfigCredentials:
             raise DiscoveryError(
                 f"{self.description}: the token was not refreshed ({type(error).__name__})"
             ) from None
-        return value.removeprefix("Bearer ").strip()
+        token = value.removeprefix("Bearer ").strip()
+        # What is no token cannot be sent as a header, and the error of that would show it.
+        if not (token.isascii() and token.isprintable()) or " " in token:
+            raise DiscoveryError(f"{self.description}: the user's token is not one word of ASCII")
+        return token
 
     def __repr__(self) -> str:
         return f"<KubeconfigCredentials {self.server} {self._path}>"

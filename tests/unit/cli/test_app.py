@@ -62,3 +62,10 @@ def test_bad_configuration_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(meshlib, ["check-url", "http://orders.shop.svc/"])
     assert result.exit_code == 2
     assert "MESHLIB_STRICT: needs true or false" in result.output
+
+
+def test_errors_send_no_control_characters() -> None:
+    """A target may come from somewhere else: what it says to a terminal is shown, not sent."""
+    result = CliRunner().invoke(meshlib, ["resolve", "k8s:///a\x1b[31m.b:80"])
+    assert result.exit_code == 2
+    assert "\x1b" not in result.output

@@ -125,6 +125,20 @@ def test_broken_kubeconfig_names_the_file_and_shows_nothing_of_it(tmp_path: Path
         find({"kubeconfig": str(tmp_path / "missing")})
 
 
+@pytest.mark.parametrize(
+    "token", [f"{SECRET}\u00e9", f"{SECRET}\nx", f"{SECRET} x", f"{SECRET}\x00"], ids=repr
+)
+def test_a_kubeconfig_token_that_no_header_can_hold(tmp_path: Path, token: str) -> None:
+    """Told by name when it is read, not with its text by whoever tries to send it."""
+    path = kubeconfig(tmp_path / "config", "https://c:6443")
+    config = yaml.safe_load(path.read_text())
+    config["users"][0]["user"]["token"] = token
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(DiscoveryError, match="not one word of ASCII") as caught:
+        find({"kubeconfig": str(path)})
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
 def test_ipv6_api_server(account: Path) -> None:
     """An IPv6 address gets its brackets."""
     environ = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}
