@@ -37,6 +37,7 @@ class Live:
     watch: TargetWatch
     now: Callable[[], float]
     call: Callable[..., None]
+    annotated_hash_key: Callable[[], HashKeySpec | None]
 
 
 class TargetHandle:
@@ -52,7 +53,7 @@ class TargetHandle:
     def __init__(self, mesh: Mesh, target: Target, authority: str, hash_key: HashKeySpec | None) -> None:
         self.target = target
         self.authority = authority
-        self.hash_key = hash_key
+        self._hash_key = hash_key
         self.mesh = mesh
         self._lock = threading.Lock()
         self._live: Live | None = None
@@ -145,6 +146,12 @@ class TargetHandle:
         with self._lock:
             alive = tuple(ref for ref in self._listeners if ref() is not None)
             self._listeners = (*alive, weakref.WeakMethod(callback))
+
+    @property
+    def hash_key(self) -> HashKeySpec | None:
+        """Where clients find the key of hash policies: what is configured, else what the annotation says now."""
+        live = self._live
+        return self._hash_key or (live.annotated_hash_key() if live is not None else None)
 
     # -- looking -------------------------------------------------------------------------------------------------
 

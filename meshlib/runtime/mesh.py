@@ -211,7 +211,14 @@ class Mesh:
         watch = self._watch(runtime, balancer)
         self._watches.append(watch)
         runtime.control.call(runtime.start_watch, watch, detects)
-        return Live(balancer, balancer.cell, watch, runtime.clock.now, runtime.control.call)
+        return Live(
+            balancer,
+            balancer.cell,
+            watch,
+            runtime.clock.now,
+            runtime.control.call,
+            lambda: factory.annotated_hash_key,
+        )
 
     def _watch(self, runtime: process.ProcessRuntime, balancer: Balancer) -> TargetWatch:
         # Decision D12: a Mesh is explicit use, so a kubeconfig may be read; a setting of that name wins.

@@ -469,3 +469,27 @@ def test_one_resolver_serves_all_schemes_of_a_builder() -> None:
         assert addresses(mesh.target("dns:///orders.example:80")) == {"10.0.0.1:80"}
         assert addresses(mesh.target("dns+srv:///_http._tcp.orders.example")) == {"10.0.0.2:80"}
         assert len(process._runtime._resolvers) == 1  # type: ignore[union-attr]
+
+
+def test_an_annotation_gives_the_hash_key_live(resolver: ManualResolver) -> None:
+    """The Service's own hash key counts while nothing local says otherwise, and follows its edits."""
+    resolver.publish(
+        "shop/orders",
+        snapshot("shop/orders", ["10.0.0.1:80"], annotations=(("meshlib.dev/hash-key", "header:x-user"),)),
+    )
+    plain = load_config({"sync_timeout": 5}, environ={})
+    with Mesh(config=plain, resolvers={"k8s": resolver}) as mesh:
+        handle = mesh.target(TARGET)
+        assert handle.hash_key is None
+        handle.acquire(5).done()
+        assert str(handle.hash_key) == "header:x-user"
+        resolver.publish(
+            "shop/orders",
+            snapshot("shop/orders", ["10.0.0.1:80"], annotations=(("meshlib.dev/hash-key", "client"),)),
+        )
+        eventually(lambda: str(handle.hash_key) == "client")
+    local = load_config({"sync_timeout": 5, "hash_key": "header:x-local"}, environ={})
+    with Mesh(config=local, resolvers={"k8s": resolver}) as mesh:
+        handle = mesh.target(TARGET)
+        handle.acquire(5).done()
+        assert str(handle.hash_key) == "header:x-local"
