@@ -129,9 +129,12 @@ class TargetHandle:
         endpoint = live.balancer.service_endpoint()
         if endpoint is None:
             return None
+        refused = live.balancer.set.endpoints
         subchannel = live.balancer.subchannel_for(endpoint)
         subchannel.begin()
-        return ServiceLease(subchannel, live.now, live.now(), lambda: live.call(live.watch.pods_refused))
+        return ServiceLease(
+            subchannel, live.now, live.now(), lambda: live.call(live.watch.pods_refused, refused)
+        )
 
     def all_refused(self) -> Lease | None:
         """A client tells that every endpoint refused its connection: one try through the Service address (D3).
@@ -240,11 +243,15 @@ class TargetHandle:
     def _after_wait(
         self, live: Live, state: State, hash_key: str | bytes | None, exclude: Set[Subchannel]
     ) -> Lease:
-        if state.error is not None:
-            raise state.error()
         picker = state.picker
-        if picker is None and not self.mesh.strict:
+        if not state.settled and not self.mesh.strict:
             picker = live.balancer.dns_picker
+        if picker is None:
+            # Once more: the offer of the fall-back ends when a state is published, which may have been just now.
+            state = live.cell.state
+            if state.error is not None:
+                raise state.error()
+            picker = state.picker
         if picker is None:
             raise live.balancer.not_synced()
         lease = self._pick(live, picker, hash_key, exclude)

@@ -57,6 +57,7 @@ class TargetWatch:
         self._hops: list[tuple[Target, Subscription]] = []
         self._tasks: list[asyncio.Task[Any]] = []
         self._stay: asyncio.Task[Any] | None = None
+        self._next: Target | None = None  #: where the last hop leads, until it is followed
         self._closed = False
 
     def start(self) -> None:
@@ -77,11 +78,11 @@ class TargetWatch:
             subscription.close()
         self._hops.clear()
 
-    def pods_refused(self) -> None:
-        """Start (or prolong) the stay at the Service address."""
+    def pods_refused(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Start the stay at the Service address, if ``endpoints`` (which refused) are still the set."""
         if self._closed:
             return
-        self._balancer.pods_refused()
+        self._balancer.pods_refused(endpoints)
         if self._stay is None or self._stay.done():
             self._stay = self._spawn(self._end_stay(), f"stay {self._balancer.target}")
 
@@ -93,9 +94,13 @@ class TargetWatch:
 
     def _follow(self, target: Target) -> None:
         depth = len(self._hops)
-        subscription = self._resolver(target.scheme).watch(
-            target, lambda update: self._updated(depth, update)
-        )
+        try:
+            subscription = self._resolver(target.scheme).watch(
+                target, lambda update: self._updated(depth, update)
+            )
+        except Exception as error:  # a setting it refuses, or a plugin: foreign code may raise anything
+            self._balancer.apply(Failure(error, hopeless=True))
+            return
         if not self._closed and len(self._hops) == depth:
             self._hops.append((target, subscription))
 
@@ -130,13 +135,16 @@ class TargetWatch:
             self._balancer.apply(DoesNotExist(f"ExternalName leads in a circle: {chain}"))
             return
         # This hop may be publishing from inside watch(), before its subscription is in the list: follow afterwards.
+        self._next = following
         self._tasks.append(self._spawn(self._follow_soon(depth, following), f"follow {following}"))
 
     async def _follow_soon(self, depth: int, target: Target) -> None:
-        if not self._closed and len(self._hops) == depth + 1:
+        if not self._closed and len(self._hops) == depth + 1 and self._next is target:
+            self._next = None
             self._follow(target)
 
     def _cut(self, depth: int) -> None:
+        self._next = None  # news of an earlier hop overtakes what was to be followed
         for _, subscription in self._hops[depth:]:
             subscription.close()
         del self._hops[depth:]

@@ -6,7 +6,8 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 
-from meshlib.errors import NotSynced, ServiceNotFound
+from meshlib.discovery.base import Resolver
+from meshlib.errors import ConfigError, NotSynced, ServiceNotFound
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.events import Event
 from meshlib.model.service import Service, ServiceKey, ServicePort, ServiceType
@@ -299,7 +300,7 @@ def test_the_stay_at_the_service_address_is_bounded() -> None:
         scene.resolver.publish("shop/orders", snapshot("shop/orders", ["10.0.0.1:8080"], cluster_ips=(VIP,)))
         scene.watch.start()
         await scene.clock.settle()
-        scene.watch.pods_refused()
+        scene.watch.pods_refused(scene.balancer.set.endpoints)
         assert scene.balancer.way is Way.SERVICE
         await scene.clock.advance(SERVICE_STAY - 1)
         assert scene.balancer.way is Way.SERVICE
@@ -320,5 +321,49 @@ def test_close_ends_subscriptions_and_tasks() -> None:
         await scene.clock.settle()
         assert scene.resolver._watchers["shop/orders"] == []
         assert all(task.done() for task in scene.tasks)
+
+    run(scenario)
+
+
+def test_a_hop_that_is_overtaken_is_not_followed() -> None:
+    """Two changes of an ExternalName in one turn of the loop: the later one counts, whatever it is."""
+
+    async def scenario() -> None:
+        for last, expected in (
+            (external("shop/orders", "two.other.svc"), {"10.0.0.2:8080"}),
+            (snapshot("shop/orders", ["10.0.0.3:8080"], port=80), {"10.0.0.3:8080"}),
+        ):
+            scene = Scene()
+            scene.resolver.endpoints("other/one", ["10.0.0.1:8080"])
+            scene.resolver.endpoints("other/two", ["10.0.0.2:8080"])
+            scene.watch.start()
+            (publish,) = scene.resolver._watchers["shop/orders"]
+            publish(external("shop/orders", "one.other.svc"))
+            publish(last)
+            await scene.clock.advance(0.1)
+            assert scene.addresses() == expected
+
+    run(scenario)
+
+
+def test_a_resolver_that_cannot_be_made_leaves_the_way_by_dns() -> None:
+    """A plugin that breaks, a setting it refuses: the caller learns why, and calls go where they went without it."""
+
+    async def scenario() -> None:
+        scene = Scene()
+        broken = ConfigError("discovery.k8s", "no such file")
+
+        def refuse(scheme: str) -> Resolver:
+            raise broken
+
+        scene.watch._resolver = refuse
+        scene.watch.start()
+        await scene.clock.advance(1.5)
+        error = scene.error()
+        assert isinstance(error, NotSynced)
+        assert error.__cause__ is broken
+        scene.dns = (Endpoint(address=VIP, port=80),)
+        await scene.clock.advance(DNS_REFRESH)
+        assert scene.addresses() == {f"{VIP}:80"}
 
     run(scenario)
