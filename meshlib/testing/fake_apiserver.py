@@ -1,8 +1,9 @@
 """FakeApiServer: an API server on a raw asyncio socket that can misbehave on demand.
 
 It lists and watches Services, EndpointSlices and Endpoints like a real one (versions, bookmarks, 410, selectors),
-and every fault that a real one does not produce on demand is a reaction to a request: see ``react``. It speaks
-plain HTTP on loopback, runs on the loop that starts it, and never on its own clock, so it also works in virtual time.
+and every fault that a real one does not produce on demand is a reaction to a request: see ``react``. It speaks HTTP
+(``tls``: HTTPS) on loopback, runs on the loop that starts it, and never on its own clock, so it also works in virtual
+time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,17 +110,20 @@ class FakeApiServer:
         self.resource_version = 100
         self.compacted = 0  #: watches from versions below get 410
         self.port = 0
+        self.tls: ssl.SSLContext | None = None  #: looked at by ``start``
         self._stores = {name: _Store() for name in _KINDS}
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         """Listen; after ``refuse`` on the same port again."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=1 << 20)
+        self._server = await asyncio.start_server(
+            self._accept, "127.0.0.1", self.port, limit=1 << 20, ssl=self.tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:

@@ -29,7 +29,7 @@ async def check_cluster(
 ) -> list[Finding]:
     """All findings about the API server; asks it a handful of small questions."""
     try:
-        credentials = await find_credentials(settings, environ, asyncio.to_thread, time.monotonic)
+        credentials = await find_credentials(settings, environ, asyncio.to_thread, time.monotonic, time.time)
     except MeshError as error:
         what = f"k8s targets cannot ask the API: {error}"
         if environ.get("KUBERNETES_SERVICE_HOST"):

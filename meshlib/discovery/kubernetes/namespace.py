@@ -14,7 +14,7 @@ from meshlib.discovery.kubernetes.api import ApiServer
 from meshlib.discovery.kubernetes.faults import Fault, FaultKind
 from meshlib.discovery.kubernetes.feed import Feed, SkipReport
 from meshlib.discovery.kubernetes.holding import Holding
-from meshlib.discovery.kubernetes.rbac import ENDPOINTS, SERVICES, SLICES, Subject, role_yaml
+from meshlib.discovery.kubernetes.rbac import ANONYMOUS, ENDPOINTS, SERVICES, SLICES, Subject, role_yaml
 from meshlib.discovery.kubernetes.reflector import Changed, Key, Reflector
 from meshlib.discovery.kubernetes.resources import Resource, Slices
 from meshlib.discovery.kubernetes.versions import SliceApi, Versions
@@ -146,15 +146,16 @@ class NamespaceWatch:
             self._on_empty(self)
 
     async def stop(self) -> None:
+        """Ends all that runs here, at the same time: a request that is cancelled may take a moment to close its
+        connection, and whoever waits for its outcome must not send his own meanwhile."""
         self._api.listeners.discard(self._server_failed)
         if self._publisher is not None:
             self._publisher.cancel()
-            await asyncio.wait({self._publisher})
-        for feed in (self._services, self._slices, self._next):
-            if feed is not None:
-                await feed.stop()
-        for task in self._stopping:
-            await asyncio.wait({task})
+            await asyncio.wait({self._publisher, *self._stop_feeds()})
+
+    def _stop_feeds(self) -> set[asyncio.Task[Any]]:
+        feeds = [feed.cancel() for feed in (self._services, self._slices, self._next) if feed is not None]
+        return {task for task in (*feeds, *self._stopping) if task is not None}
 
     # -- the watches --------------------------------------------------------------------------------------------------
 
@@ -272,6 +273,11 @@ class NamespaceWatch:
         if fault.kind is FaultKind.FORBIDDEN:
             wanted = ENDPOINTS if self._versions.chosen is SliceApi.ENDPOINTS else SLICES
             subject = Subject.from_forbidden_message(fault.message)
+            if subject == ANONYMOUS:  # a Role for everybody in the world is no fix
+                source = self._api.credentials.description
+                return AccessDenied(
+                    fault.message, f"the server does not know who we are, check the credentials: {source}"
+                )
             fix = role_yaml(self.namespace, subject, (wanted, SERVICES))
             return AccessDenied(f"{fault.message}\nApply this, it is picked up without a restart:", fix)
         if fault.kind is FaultKind.UNAUTHORIZED:

@@ -29,7 +29,10 @@ async def run_blocking(function: Callable[..., Any], /, *args: Any) -> Any:
 def find(
     settings: dict[str, Any], environ: dict[str, str] | None = None, clock: type[Clock] = Clock
 ) -> Credentials:
-    return asyncio.run(find_credentials(settings, environ or {}, run_blocking, lambda: clock.now))
+    def now() -> float:
+        return clock.now
+
+    return asyncio.run(find_credentials(settings, environ or {}, run_blocking, now, now))
 
 
 def refresh(credentials: Credentials, force: bool = False) -> None:
