@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from meshlib.errors import ConfigError
 from meshlib.model.events import EntrySkipped
@@ -59,7 +60,17 @@ class PickerFactory:
             previous=previous if policy == self._policy else None,
         )
         self._policy = policy
-        return order.plan(subchannels, builder, parsed, context, self._sticky(service))
+        affinity = self._sticky(service)
+        try:
+            return order.plan(subchannels, builder, parsed, context, affinity)
+        except (
+            Exception
+        ) as error:  # a plugin is foreign code, and others wait for the resolver that called us
+            self._warn((f"picker {settings.picker!r} could not be built, the default is used: {error!r}",))
+            self._policy = None
+            builder = picker_builder(Config().picker)
+            parsed = builder.parse_config({}, "")
+            return order.plan(subchannels, builder, parsed, replace(context, previous=None), affinity)
 
     def _parse_hash_key(self, settings: TargetSettings) -> HashKeySpec | None:
         try:

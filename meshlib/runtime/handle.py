@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Set
@@ -12,10 +13,11 @@ from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
 from meshlib.model.target import Target
 from meshlib.model.update import Snapshot
 from meshlib.pickers.base import Picker, PickInfo
-from meshlib.pickers.hash_key import HashKeySpec
+from meshlib.pickers.hash_key import HashKeySource, HashKeySpec
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.balancer import Balancer, Way
 from meshlib.runtime.cell import Cell, State
+from meshlib.runtime.factory import client_identity
 from meshlib.runtime.lease import Lease, ServiceLease
 from meshlib.runtime.picking import Pick
 from meshlib.runtime.watch import TargetWatch
@@ -106,8 +108,11 @@ class TargetHandle:
     def pick(self, *, hash_key: str | bytes | None = None, timeout: float | None = None) -> Pick:
         """``with handle.pick() as endpoint:`` or ``async with``; in flight until the block ends.
 
-        The plain form raises MeshError where it would have to block a running event loop.
+        The plain form raises MeshError where it would have to block a running event loop. Without ``hash_key``, a
+        setting ``client`` still applies; the other sources are parts of a request, which only its sender knows.
         """
+        if hash_key is None and (spec := self.hash_key) is not None and spec.source is HashKeySource.CLIENT:
+            hash_key = client_identity()
         return Pick(self, hash_key, timeout)
 
     # -- for clients ---------------------------------------------------------------------------------------------
@@ -117,9 +122,10 @@ class TargetHandle:
         live = self._live or self._start()
         live.cell.wait(live.cell.state, timeout)
 
-    async def wait_for_change_async(self, timeout: float) -> None:
+    async def wait_for_change_async(self, timeout: float, seen: State | None = None) -> None:
+        """``seen``: the state that the caller decided on (default: the one now), so that no news is missed."""
         live = self._live or self._start()
-        await live.cell.wait_async(live.cell.state, timeout)
+        await live.cell.wait_async(seen or live.cell.state, timeout)
 
     def service_address(self) -> Lease | None:
         """A lease on the Service's own address (clusterIP:port), or None when it has none or the Mesh is strict."""
@@ -160,8 +166,8 @@ class TargetHandle:
 
     def try_start(self) -> None:
         """Start the watch without picking, unless the Mesh was closed meanwhile."""
-        if self._live is None and not self.mesh.closed:
-            self._start()
+        with contextlib.suppress(MeshClosed):
+            self._live or self._start()
 
     @property
     def state(self) -> State:
@@ -285,11 +291,18 @@ class TargetHandle:
             live.cell.publish(State(error=_closed_error(str(self.target))))
 
     def after_fork(self) -> None:
-        """In a forked child: a new lock, and the last snapshot as the seed of a new beginning."""
+        """In a forked child: a new lock, and the last snapshot as the seed of a new beginning.
+
+        Requests that the forking thread had under way may end in the child too; another thread may have held the lock
+        of their endpoint, so those get a new one as well.
+        """
         self._lock = threading.Lock()
         live, self._live = self._live, None
         if live is not None:
             self._seed = live.balancer.snapshot
+            unheld = threading.Lock()
+            for subchannel in live.balancer.subchannels:
+                subchannel.lock = unheld
 
     def __repr__(self) -> str:
         live = self._live

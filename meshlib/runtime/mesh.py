@@ -98,8 +98,7 @@ class Mesh:
 
     def find_first(self, candidates: Sequence[Target], tell: Callable[[Target | None], None]) -> None:
         """Ask DNS in the background which exists, in order; ``tell`` gets it or None, on the control thread."""
-        self._check_open()
-        runtime = process.enter(self)
+        runtime = self._enter()
         lookup = self._lookup(runtime)
 
         def ask() -> None:
@@ -149,6 +148,14 @@ class Mesh:
         if self._closed:
             raise MeshClosed("this Mesh was closed")
 
+    def _enter(self) -> process.ProcessRuntime:
+        self._check_open()
+        runtime = process.enter(self)
+        if self._closed:  # between the two: nobody else would sign us off again
+            process.leave(self)
+            self._check_open()
+        return runtime
+
     def after_fork(self) -> None:
         """In a forked child: new locks; handles start anew on next use, from their last snapshot."""
         self._lock = threading.Lock()
@@ -164,13 +171,13 @@ class Mesh:
         self, handle: TargetHandle, seed: Snapshot | None, removed: Callable[[Subchannel], None]
     ) -> Live:
         """Called by the handle on first use (any thread, under its lock)."""
-        self._check_open()
-        runtime = process.enter(self)
-        where = self._place
-        if where is None:
-            where = self._place = place.Place(
-                self.config.node, self.config.zone, place.own_addresses(os.environ)
-            )
+        runtime = self._enter()
+        with self._lock:
+            where = self._place
+            if where is None:
+                where = self._place = place.Place(
+                    self.config.node, self.config.zone, place.own_addresses(os.environ)
+                )
         mesh = weakref.ref(self)
         target = handle.target
 

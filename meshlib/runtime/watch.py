@@ -61,6 +61,8 @@ class TargetWatch:
         self._closed = False
 
     def start(self) -> None:
+        if self._closed:
+            return  # before it began
         target = self._balancer.target
         self._follow(target)
         if self._balancer.snapshot is None:

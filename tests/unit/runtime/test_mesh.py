@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -20,15 +20,19 @@ from meshlib.errors import (
     NotSynced,
     TargetError,
 )
+from meshlib.model.events import EntrySkipped, Event
 from meshlib.model.service import ServiceType
 from meshlib.model.target import TargetDefaults
 from meshlib.model.update import DoesNotExist, Failure
+from meshlib.pickers.base import Picker, PickerBuilder, PickerContext
+from meshlib.pickers.round_robin import BUILDER
 from meshlib.pickers.subchannel import Subchannel
-from meshlib.runtime import process
+from meshlib.runtime import place, process, registry
 from meshlib.runtime.config import load_config
 from meshlib.runtime.default import ready
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.mesh import Mesh
+from meshlib.runtime.observing import subscribe
 from meshlib.testing.manual import ManualResolver, snapshot
 
 TARGET = "k8s:///orders.shop:80"
@@ -335,7 +339,8 @@ def test_ready_waits_until_every_target_is_known(mesh: Mesh, resolver: ManualRes
     resolver.publish("shop/gone", DoesNotExist("no such Service"))
     asyncio.run(ready([TARGET, "k8s:///gone.shop:80"], mesh=mesh, timeout=5))
     with pytest.raises(NotSynced, match="silent"):
-        asyncio.run(ready([TARGET, "k8s:///silent.shop:80"], mesh=mesh, timeout=0.3))
+        asyncio.run(ready(["k8s:///silent.shop:80", "k8s:///later.shop:80"], mesh=mesh, timeout=0.3))
+    assert "later" in {target.name for target in resolver.watched}
 
 
 def test_status_shows_the_way_and_the_endpoints(mesh: Mesh, resolver: ManualResolver) -> None:
@@ -493,3 +498,178 @@ def test_an_annotation_gives_the_hash_key_live(resolver: ManualResolver) -> None
         handle = mesh.target(TARGET)
         handle.acquire(5).done()
         assert str(handle.hash_key) == "header:x-local"
+
+
+def test_ready_misses_no_news(mesh: Mesh, resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discovery speaks just after ready() looked: it must not wait for the next news, which may never come."""
+    handle = mesh.target(TARGET)
+    looks: list[bool] = []
+    real = TargetHandle.synced.fget
+    assert real is not None
+
+    def synced(self: TargetHandle) -> bool:
+        looks.append(real(self))
+        if len(looks) == 1:
+            resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+            eventually(lambda: self.state.settled)
+        return looks[-1]
+
+    eventually(lambda: (handle.try_start(), resolver.watched)[1])
+    monkeypatch.setattr(TargetHandle, "synced", property(synced))
+    asyncio.run(asyncio.wait_for(ready(TARGET, mesh=mesh, timeout=600), 20))
+    assert looks == [False, True]
+
+
+def test_a_dropped_mesh_that_only_asked_for_short_names_ends_too(
+    resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no watch to close, but the thread is there for it all the same."""
+
+    async def addresses(host: str, context: object, timeout: float) -> tuple[str, ...]:
+        return ()
+
+    monkeypatch.setattr(lookup, "addresses", addresses)
+    mesh: Mesh | None = Mesh(config=config(), resolvers={"k8s": resolver})
+    assert mesh is not None
+    told = threading.Event()
+    mesh.find_first((), lambda found: told.set())
+    assert told.wait(10)
+    runtime = process._runtime
+    assert runtime is not None
+    thread = runtime.control._thread
+    mesh = None
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_mesh_closed_while_it_enters_leaves_no_thread(
+    resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """close() came between the check and the registration: the thread that was started for it ends again."""
+    mesh = Mesh(config=config(), resolvers={"k8s": resolver})
+    enter = process.enter
+
+    def late(user: Mesh) -> process.ProcessRuntime:
+        mesh.close()
+        return enter(user)
+
+    monkeypatch.setattr(process, "enter", late)
+    with pytest.raises(MeshClosed):
+        mesh.find_first((), lambda found: None)
+    assert control_threads() == 0
+
+
+def test_an_answer_for_a_short_name_of_a_closed_mesh_is_dropped(pod_mesh: Mesh) -> None:
+    """DNS answers after close(), while another Mesh keeps the thread: no task may end by an exception for it."""
+    assert pod_mesh.for_url("http", "orders", None) is None
+    entry = pod_mesh._urls._entries["http", "orders", None]
+    found = entry.targets[0]
+    pod_mesh.close()
+    pod_mesh._urls._answered(entry, found)
+    assert entry.handle is None
+
+
+def test_targets_started_at_once_share_what_is_learned_of_our_place(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One Place for a Mesh: what one target's slices tell about our node holds for the others."""
+    made: list[int] = []
+    second = threading.Event()
+
+    def own_addresses(environ: object) -> tuple[str, ...]:
+        made.append(1)
+        second.wait(0.2)
+        return ("10.0.0.9",)
+
+    monkeypatch.setattr(place, "own_addresses", own_addresses)
+    threads = [
+        threading.Thread(target=mesh.target(f"k8s:///{name}.shop:80").try_start) for name in ("one", "two")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(made) == 1
+
+
+class BrokenBuilder:
+    """A plugin's picker that cannot cope with a set."""
+
+    name = "broken"
+    contract = BUILDER.contract
+
+    def parse_config(self, settings: Mapping[str, object], where: str) -> object:
+        return None
+
+    def build(self, subchannels: Sequence[Subchannel], config: object, context: PickerContext) -> Picker:
+        raise ZeroDivisionError("a plugin's mistake")
+
+
+def test_a_picker_that_cannot_be_built_does_not_stop_the_news(
+    resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default takes its place, and it is said: one broken plugin must not end a resolver that serves others."""
+    known = registry.picker_builder
+
+    def builders(name: str) -> PickerBuilder:
+        return BrokenBuilder() if name == "round_robin" else known(name)
+
+    monkeypatch.setattr("meshlib.runtime.factory.picker_builder", builders)
+    seen: list[Event] = []
+    unsubscribe = subscribe(seen.append)
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    with Mesh(config=config(), resolvers={"k8s": resolver}) as mesh:
+        handle = mesh.target(TARGET)
+        assert addresses(handle) == {"10.0.0.1:80"}
+        resolver.endpoints("shop/orders", ["10.0.0.2:80"])
+        eventually(lambda: addresses(handle) == {"10.0.0.2:80"})
+    unsubscribe()
+    told = [e for e in seen if isinstance(e, EntrySkipped)]
+    assert len(told) == 1
+    assert "a plugin's mistake" in told[0].reason
+
+
+def test_a_plain_pick_knows_the_client_as_its_key(resolver: ManualResolver) -> None:
+    """``hash_key = "client"`` holds for ``with target.pick()`` too: one process, one endpoint."""
+    resolver.endpoints("shop/orders", [f"10.0.0.{n}:80" for n in range(1, 21)])
+    settings = config(picker="maglev", hash_key="client", sync_timeout=5)
+    with Mesh(config=settings, resolvers={"k8s": resolver}) as mesh:
+        seen = set()
+        for _ in range(30):
+            with mesh.target(TARGET).pick() as endpoint:
+                seen.add(endpoint.authority)
+        assert len(seen) == 1
+
+
+def test_a_request_carried_over_a_fork_can_end(mesh: Mesh, resolver: ManualResolver) -> None:
+    """Another thread held an endpoint's lock at the moment of the fork: the child must not wait for it for ever."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    handle = mesh.target(TARGET)
+    lease = handle.acquire(5)
+    lease.subchannel.lock.__enter__()  # that other thread, which the child does not have
+    handle.after_fork()
+    ending = threading.Thread(target=lease.done, daemon=True)
+    ending.start()
+    ending.join(10)
+    assert not ending.is_alive()
+
+
+def test_detecting_a_mesh_does_not_hold_up_the_first_calls(
+    resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sidecar that accepts and never answers, helper threads that are all stuck: targets start all the same."""
+    stuck = threading.Event()
+
+    def sidecar(environ: object) -> str:
+        stuck.wait(60)
+        return ""
+
+    monkeypatch.setattr(place, "sidecar", sidecar)
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    with Mesh(config=config(sync_timeout=20), resolvers={"k8s": resolver}) as mesh:
+        try:
+            assert addresses(mesh.target(TARGET)) == {"10.0.0.1:80"}
+            assert addresses(mesh.target("k8s:///orders.shop:80", authority="another")) == {"10.0.0.1:80"}
+        finally:
+            stuck.set()

@@ -367,3 +367,16 @@ def test_a_resolver_that_cannot_be_made_leaves_the_way_by_dns() -> None:
         assert scene.addresses() == {f"{VIP}:80"}
 
     run(scenario)
+
+
+def test_a_watch_closed_before_it_began_does_not_begin() -> None:
+    """Its Mesh was closed while the start was still waiting for something."""
+
+    async def scenario() -> None:
+        scene = Scene()
+        scene.watch.close()
+        scene.watch.start()
+        assert scene.resolver.watched == []
+        assert scene.tasks == []
+
+    run(scenario)
