@@ -15,7 +15,7 @@ KeyFunction = HashKey
 
 
 def key_function(handle: TargetHandle, given: HashKey | None = None) -> KeyFunction:
-    """How the calls of a channel find their key. ``given`` in code wins over the setting, which may change at any time."""
+    """How the calls of a channel find their key. ``given`` in code wins over the setting, which may change live."""
     if given is not None:
         return given
 
