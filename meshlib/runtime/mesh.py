@@ -247,6 +247,7 @@ class Mesh:
             spawn=lambda coroutine, name: runtime.control.spawn(coroutine, name=name),
             sleep=asyncio.sleep,
             sync_timeout=self.config.sync_timeout,
+            policy=self.policy,
         )
 
     def _lookup(self, runtime: process.ProcessRuntime) -> DnsFallback:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
+import msgspec
+
 from meshlib.discovery.base import Resolver, Subscription
-from meshlib.errors import DiscoveryError, TargetError
+from meshlib.errors import DataError, DiscoveryError, TargetError
+from meshlib.model.address import AddressPolicy
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.service import ServiceType
 from meshlib.model.target import Target, TargetDefaults
@@ -46,8 +50,10 @@ class TargetWatch:
         spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
         sleep: Callable[[float], Awaitable[None]],
         sync_timeout: float,
+        policy: AddressPolicy = AddressPolicy(),  # noqa: B008 - immutable
     ) -> None:
         self._balancer = balancer
+        self._policy = policy
         self._resolver = resolver
         self._defaults = defaults
         self._lookup = lookup
@@ -117,6 +123,8 @@ class TargetWatch:
             self._hop(depth, update)
             return
         self._cut(depth + 1)
+        if depth and isinstance(update, Snapshot) and self._balancer.target.scheme == "k8s":
+            update = screened(update, self._policy)
         self._balancer.apply(update)
 
     def _hop(self, depth: int, update: Snapshot) -> None:
@@ -189,6 +197,31 @@ def external_target(snapshot: Snapshot, asked: Target, defaults: TargetDefaults)
     return Target.parse(
         f"{shown}:{port}" if _is_cluster_host(host, defaults) else f"dns:///{shown}:{port}", defaults
     )
+
+
+def screened(snapshot: Snapshot, policy: AddressPolicy) -> Snapshot | Failure:
+    """What an ExternalName of the cluster leads to, without the addresses that the policy refuses.
+
+    A name in a ``dns`` target is written by the caller, so ``localhost`` and the hosts file mean what they say there;
+    an ExternalName is written by whoever may edit Services, and must not lead to what listens on our own host.
+    """
+    slices, refused = [], None
+    for each in snapshot.slices:
+        good = []
+        for endpoint in each.endpoints:
+            try:
+                policy.check(endpoint.address)
+                good.append(endpoint)
+            except DataError as error:
+                refused = error
+        slices.append(msgspec.structs.replace(each, endpoints=tuple(good)))
+    if refused is None:
+        return snapshot
+    if not any(each.endpoints for each in slices):
+        return Failure(
+            DiscoveryError(f"the ExternalName leads to {snapshot.service.key}: {refused}"), hopeless=True
+        )
+    return replace(snapshot, slices=tuple(slices), skipped=snapshot.skipped + 1)
 
 
 def _is_cluster_host(host: str, defaults: TargetDefaults) -> bool:

@@ -6,6 +6,8 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 
+import pytest
+
 from meshlib.discovery.base import Resolver
 from meshlib.errors import ConfigError, NotSynced, ServiceNotFound
 from meshlib.model.endpoint import Endpoint
@@ -192,6 +194,35 @@ def test_an_external_name_elsewhere_is_asked_of_dns() -> None:
             ("k8s", "orders", 80),
             ("dns", "api.example.com", 80),
         ]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "left"),
+    [
+        (["127.0.0.1:80"], set()),
+        (["[::1]:80", "10.0.0.1:80"], {"10.0.0.1:80"}),
+        (["10.0.0.1:80"], {"10.0.0.1:80"}),
+    ],
+)
+def test_an_external_name_does_not_lead_to_our_own_host(addresses: list[str], left: set[str]) -> None:
+    """``localhost`` in a dns target is the caller's wish; in a Service it is that of whoever edits Services."""
+
+    async def scenario() -> None:
+        scene = Scene()
+        scene.resolver.publish("shop/orders", external("shop/orders", "localhost"))
+        scene.resolver.publish("localhost", snapshot("shop/x", addresses, port=80))
+        scene.watch.start()
+        await scene.clock.settle()
+        assert [t.name for t in scene.resolver.watched] == ["orders", "localhost"]
+        if left:
+            assert scene.addresses() == left
+        else:
+            await scene.clock.advance(1.0)
+            await scene.clock.settle()
+            assert isinstance(scene.error(), NotSynced)
+            assert "loopback" in str(scene.error())
 
     run(scenario)
 
