@@ -99,7 +99,8 @@ class Balancer:
 
     def apply(self, update: Update) -> None:
         """An Update of the resolver (or of the target that an ExternalName leads to)."""
-        self.updated_at = self._around.now()
+        if not isinstance(update, Failure):  # what is known does not become younger because a question failed
+            self.updated_at = self._around.now()
         if isinstance(update, Snapshot):
             self._absent = False
             self.snapshot = update

@@ -124,7 +124,8 @@ class Feed(Generic[T]):
         if self.fault is not None:
             self.fault = self._failed_at = None
             self._api.context.emit(SourceRecovered(self.source))
-            self._on_recovery()
+        # Also where nothing of ours failed: subscribers may have been told of the server's failure.
+        self._on_recovery()
 
     def skip(self, where: str, reason: str) -> None:
         self.reflector.counters.skipped += 1

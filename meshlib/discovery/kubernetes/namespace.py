@@ -37,6 +37,7 @@ class Watcher:
     def __init__(self, namespace: NamespaceWatch, target: Target, publish: Publish) -> None:
         self.target = target
         self.last: Update | None = None
+        self.facts: Update | None = None  #: the last that was no Failure
         self.published_at: float | None = None
         self._namespace = namespace
         self._publish = publish
@@ -46,6 +47,7 @@ class Watcher:
             return
         self.last = update
         if not isinstance(update, Failure):
+            self.facts = update
             self.published_at = now
         self._publish(update)
 
@@ -252,11 +254,15 @@ class NamespaceWatch:
 
     def _recovered(self) -> None:
         """What we have is current again: whoever was told of the failure gets it once more."""
-        self._dirty.update(self._states)
+        self._dirty.update(
+            name
+            for name, state in self._states.items()
+            if any(isinstance(each.last, Failure) for each in state.watchers)
+        )
         self._alarm.call()
 
     def _server_failed(self, fault: Fault) -> None:
-        """Somebody's request failed, and ours wait at the gate: those who know nothing yet need not wait for them."""
+        """Somebody's request failed, and ours wait at the gate: nobody need wait for them to hear of it."""
         self._dirty.update(self._states)
         self._alarm.call()
 
@@ -265,6 +271,18 @@ class NamespaceWatch:
             if feed is not None and feed.fault is not None:
                 return feed.fault
         return self._api.fault
+
+    def _failing(self, facts: Snapshot | DoesNotExist) -> Fault | None:
+        """Why ``facts`` may be out of date. Missing rights are no reason: there is nothing more to be known."""
+        has_slices = isinstance(facts, Snapshot) and facts.service.type is not ServiceType.EXTERNAL_NAME
+        for feed in (self._services, self._slices, self._next) if has_slices else (self._services,):
+            if feed is not None and not feed.live:
+                fault = (
+                    feed.fault or self._api.fault
+                )  # the server's: ours waits at the gate, behind another's probe
+                if fault is not None and fault.kind is not FaultKind.FORBIDDEN:
+                    return fault
+        return None
 
     def _failure(self, fault: Fault) -> Failure:
         return Failure(self._error(fault), hopeless=fault.kind in _HOPELESS or fault.refused)
@@ -306,8 +324,14 @@ class NamespaceWatch:
     def _publish(self, name: str, state: _ServiceState, now: float) -> None:
         update = self._update(name, state)
         if update is not None:
+            failing = self._failing(update)
             for watcher in list(state.watchers):
-                watcher.tell(self._for_target(update, watcher.target), now)
+                shown = self._for_target(update, watcher.target)
+                # While something is wrong, the same facts again would say that it is over.
+                if failing is None or shown != watcher.facts:
+                    watcher.tell(shown, now)
+                if failing is not None and not isinstance(watcher.last, Failure):
+                    watcher.tell(self._failure(failing), now)
             return
         fault = self._fault()
         if fault is not None:

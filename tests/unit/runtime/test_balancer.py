@@ -130,9 +130,11 @@ def test_a_failure_keeps_the_last_good_set() -> None:
     """No error of a control plane empties a set; it is visible as staleness."""
     bench = Bench()
     bench.balancer.apply(orders("10.0.0.1:8080"))
+    known_at, bench.time = bench.time, bench.time + 60.0
     bench.balancer.apply(Failure(OSError("refused"), hopeless=True))
     assert bench.picks() == {"10.0.0.1:8080"}
     assert str(bench.balancer.last_error) == "refused"
+    assert bench.balancer.updated_at == known_at  # the data is as old as it is, whoever failed to refresh it
 
 
 def test_a_known_empty_set_is_an_error_at_once() -> None:
