@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import subprocess
 import sys
 import threading
 import traceback
@@ -144,6 +143,7 @@ def test_plugin_that_fails_is_told_and_not_anonymous(tmp_path: Path, body: str, 
     assert "plugin" in found.problem or "one word" in found.problem
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_plugin_that_never_ends_is_ended_with_its_children(tmp_path: Path) -> None:
     """The time limit holds even if a child of the plugin keeps its output open."""
     plugin = {
@@ -153,8 +153,11 @@ def test_plugin_that_never_ends_is_ended_with_its_children(tmp_path: Path) -> No
     with pytest.raises(DiscoveryError, match=r"did not end within 0\.5 s"):
         run_plugin(plugin, str(tmp_path), {}, time_limit=0.5)
     pid = (tmp_path / "pid").read_text().strip()
-    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
-    assert state in ("", "Z", "Z+")
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except FileNotFoundError:
+        return  # gone, and its parent has taken note
+    assert state == "Z"  # gone all the same
 
 
 def test_plugin_gets_what_kubectl_gives_it(tmp_path: Path) -> None:
