@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
+from meshlib.model.events import SourceFailed
 from meshlib.model.target import Target
 from meshlib.model.update import Snapshot
 from meshlib.pickers.base import Picker, PickInfo
@@ -19,6 +20,7 @@ from meshlib.runtime.balancer import Balancer, Way
 from meshlib.runtime.cell import Cell, State
 from meshlib.runtime.factory import client_identity
 from meshlib.runtime.lease import Lease, ServiceLease
+from meshlib.runtime.observing import emit
 from meshlib.runtime.picking import Pick
 from meshlib.runtime.watch import TargetWatch
 
@@ -279,8 +281,12 @@ class TargetHandle:
     def _gone(self, subchannel: Subchannel) -> None:
         for ref in self._listeners:
             callback = ref()
-            if callback is not None:
+            if callback is None:
+                continue
+            try:
                 callback(subchannel)
+            except Exception as error:  # closing a connection may fail; the news is for the other clients too
+                emit(SourceFailed(f"connections to {subchannel.endpoint.authority}", error, stale=True))
 
     def stop(self) -> None:
         """Forget the watch; waiters are told. A later use starts it again, unless the Mesh is closed."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from importlib import metadata
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from meshlib.errors import NoEndpoints
+from meshlib.errors import ConfigError, NoEndpoints
 from meshlib.pickers.base import ContractClass
 from meshlib.pickers.builtin import BUILTIN
 from meshlib.runtime.config import load_config
@@ -112,6 +114,33 @@ def test_a_bound_on_the_load_holds_through_a_mesh(policy: str) -> None:
         assert max(s.inflight for s in handle.balancer.subchannels) == 13
         for lease in leases:
             lease.done()
+
+
+def test_the_table_of_the_manual_is_true() -> None:
+    """docs/policies.md: every built-in policy has its row, and each takes the settings of its row and no others."""
+    text = (Path(__file__).parents[3] / "docs" / "policies.md").read_text()
+    rows: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        cells = line.split("|")
+        if len(cells) == 6 and "`" in cells[1]:
+            for name in re.findall(r"`(\w+)`", cells[1]):
+                rows[name] = set(re.findall(r"`(\w+)`", cells[4]))
+    assert rows.keys() == BUILTIN.keys()
+    values = {
+        "slow_start_window": 30,
+        "min_ring_size": 2048,
+        "max_ring_size": 4096,
+        "table_size": 4099,
+        "hash_balance_factor": 125,
+    }
+    assert set().union(*rows.values()) == values.keys()
+    for name, allowed in rows.items():
+        for setting, value in values.items():
+            if setting in allowed:
+                picker_builder(name).parse_config({setting: value}, "")
+            else:
+                with pytest.raises(ConfigError, match=setting):
+                    picker_builder(name).parse_config({setting: value}, "")
 
 
 def test_an_annotation_changes_the_policy_under_load() -> None:

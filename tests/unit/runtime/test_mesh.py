@@ -20,7 +20,7 @@ from meshlib.errors import (
     NotSynced,
     TargetError,
 )
-from meshlib.model.events import EntrySkipped, Event
+from meshlib.model.events import EndpointsChanged, EntrySkipped, Event, SourceFailed
 from meshlib.model.service import ServiceType
 from meshlib.model.target import TargetDefaults
 from meshlib.model.update import DoesNotExist, Failure
@@ -673,3 +673,32 @@ def test_detecting_a_mesh_does_not_hold_up_the_first_calls(
             assert addresses(mesh.target("k8s:///orders.shop:80", authority="another")) == {"10.0.0.1:80"}
         finally:
             stuck.set()
+
+
+def test_a_client_that_fails_to_let_go_disturbs_nobody(mesh: Mesh, resolver: ManualResolver) -> None:
+    """Closing a connection raised: the other clients are told all the same, news keeps coming, and it is said."""
+
+    class Broken:
+        def gone(self, subchannel: Subchannel) -> None:
+            raise OSError("closing failed")
+
+    class Sound:
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def gone(self, subchannel: Subchannel) -> None:
+            self.told.append(subchannel.endpoint.authority)
+
+    broken, sound = Broken(), Sound()
+    seen: list[Event] = []
+    unsubscribe = subscribe(seen.append)
+    resolver.endpoints("shop/orders", ["10.0.0.1:80", "10.0.0.2:80"])
+    handle = mesh.target(TARGET)
+    handle.on_removed(broken.gone)
+    handle.on_removed(sound.gone)
+    assert addresses(handle) == {"10.0.0.1:80", "10.0.0.2:80"}
+    resolver.endpoints("shop/orders", ["10.0.0.3:80"])
+    eventually(lambda: len(sound.told) == 2)
+    eventually(lambda: any(isinstance(e, EndpointsChanged) and e.total == 1 for e in seen))
+    unsubscribe()
+    assert sum(isinstance(e, SourceFailed) and "closing failed" in str(e.error) for e in seen) == 2
