@@ -55,6 +55,14 @@ def test_lacks_decide_the_exit_code_when_asked(monkeypatch: pytest.MonkeyPatch) 
     assert "unset GRPC_ENABLE_FORK_SUPPORT" in result.output
 
 
+@pytest.mark.parametrize("namespace", ["../../nodes", "a b", "Shop", "shop/orders"])
+def test_a_namespace_must_be_a_name(namespace: str) -> None:
+    """It is asked for in a path of the API server: what is no name is wrong usage, and nothing is asked."""
+    result = CliRunner().invoke(meshlib, ["doctor", "-n", "shop", "-n", namespace])
+    assert result.exit_code == 2
+    assert repr(namespace) in result.output
+
+
 def test_versions_are_listed() -> None:
     """Each wrapped or used library is there with its version."""
     found = texts(list(check_libraries()), Level.OK)
