@@ -61,7 +61,7 @@ class TargetHandle:
         self.mesh = mesh
         self._lock = threading.Lock()
         self._live: Live | None = None
-        self._seed: Snapshot | None = None
+        self._seed: tuple[Snapshot, float] | None = None
         self._listeners: tuple[weakref.WeakMethod[Callable[[Subchannel], None]], ...] = ()
 
     # -- picking -------------------------------------------------------------------------------------------------
@@ -305,7 +305,8 @@ class TargetHandle:
         self._lock = threading.Lock()
         live, self._live = self._live, None
         if live is not None:
-            self._seed = live.balancer.snapshot
+            known = live.balancer.snapshot
+            self._seed = (known, live.balancer.updated_at) if known is not None else None
             unheld = threading.Lock()
             for subchannel in live.balancer.subchannels:
                 subchannel.lock = unheld

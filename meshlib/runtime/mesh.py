@@ -168,9 +168,10 @@ class Mesh:
     # -- starting a target ---------------------------------------------------------------------------------------
 
     def start_target(
-        self, handle: TargetHandle, seed: Snapshot | None, removed: Callable[[Subchannel], None]
+        self, handle: TargetHandle, seed: tuple[Snapshot, float] | None, removed: Callable[[Subchannel], None]
     ) -> Live:
-        """Called by the handle on first use (any thread, under its lock)."""
+        """Called by the handle on first use (any thread, under its lock). ``seed``: what was known before a fork, and
+        since when."""
         runtime = self._enter()
         with self._lock:
             where = self._place
@@ -214,7 +215,8 @@ class Mesh:
 
         balancer.on_removed(gone)
         if seed is not None:
-            balancer.apply(seed)
+            balancer.apply(seed[0])
+            balancer.updated_at = seed[1]
         watch = self._watch(runtime, balancer)
         self._watches.append(watch)
         runtime.control.call(runtime.start_watch, watch, detects)
@@ -265,7 +267,8 @@ class Mesh:
         """Our own place became known: targets that stood back for lack of it go on to the pods (control thread)."""
         for handle in self.handles:
             live = handle.live
-            if live is not None and live.balancer.way is Way.SERVICE:
+            # Under strict, standing back is an error.
+            if live is not None and live.balancer.way in (Way.SERVICE, Way.ERROR):
                 live.balancer.decide()
 
     def _builder(self, scheme: str) -> ResolverBuilder:

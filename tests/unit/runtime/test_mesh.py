@@ -7,6 +7,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,9 +22,10 @@ from meshlib.errors import (
     TargetError,
 )
 from meshlib.model.events import EndpointsChanged, EntrySkipped, Event, SourceFailed
-from meshlib.model.service import ServiceType
+from meshlib.model.service import ServiceType, TrafficPolicy
+from meshlib.model.slices import EndpointSlice, SliceEndpoint
 from meshlib.model.target import TargetDefaults
-from meshlib.model.update import DoesNotExist, Failure
+from meshlib.model.update import DoesNotExist, Failure, Snapshot
 from meshlib.pickers.base import Picker, PickerBuilder, PickerContext
 from meshlib.pickers.round_robin import BUILDER
 from meshlib.pickers.subchannel import Subchannel
@@ -702,3 +704,48 @@ def test_a_client_that_fails_to_let_go_disturbs_nobody(mesh: Mesh, resolver: Man
     eventually(lambda: any(isinstance(e, EndpointsChanged) and e.total == 1 for e in seen))
     unsubscribe()
     assert sum(isinstance(e, SourceFailed) and "closing failed" in str(e.error) for e in seen) == 2
+
+
+def test_our_place_learned_elsewhere_ends_an_error_of_strict_too(
+    resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Local policy on an unknown node is an error under ``strict``; another Service's slices then tell the node."""
+    monkeypatch.setattr(place, "own_addresses", lambda environ: ("10.0.0.9",))
+
+    def on_node(service: str, address: str) -> Snapshot:
+        made = snapshot(
+            service, [address], internal_traffic_policy=TrafficPolicy.LOCAL, cluster_ips=("10.96.0.10",)
+        )
+        (slice_,) = made.slices
+        member = SliceEndpoint(address=slice_.endpoints[0].address, uid="uid", node="n1")
+        found = EndpointSlice(
+            namespace="shop",
+            name=slice_.name,
+            service=slice_.service,
+            family=4,
+            ports=slice_.ports,
+            endpoints=(member,),
+        )
+        return replace(made, slices=(found,))
+
+    resolver.publish("shop/orders", on_node("shop/orders", "10.0.0.1:80"))
+    with Mesh(config=config(sync_timeout=20), strict=True, resolvers={"k8s": resolver}) as mesh:
+        handle = mesh.target(TARGET)
+        with pytest.raises(NotSynced, match="our own place is unknown"):
+            handle.acquire(20)
+        resolver.publish("shop/mine", on_node("shop/mine", "10.0.0.9:80"))
+        mesh.target("k8s:///mine.shop:80").acquire(20).done()
+        eventually(lambda: handle.state.picker)
+        assert addresses(handle) == {"10.0.0.1:80"}
+
+
+def test_a_seed_keeps_its_age(mesh: Mesh, resolver: ManualResolver) -> None:
+    """What a forked child starts from is as old as it was in the parent."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    handle = mesh.target(TARGET)
+    handle.acquire(5).done()
+    known_since = handle.balancer.updated_at
+    resolver._last.clear()
+    handle.after_fork()
+    assert addresses(handle) == {"10.0.0.1:80"}
+    assert handle.balancer.updated_at == known_since
