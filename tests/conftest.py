@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.components.process import NotAvailable, leave_out
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from tests.components.backends import Backends
     from tests.components.dns import Knot, Unbound
     from tests.components.kube import KubeCluster
+
+# A slow or busy machine is no counterexample: property tests have no limits of time (pytest's own ends one that hangs).
+settings.register_profile("meshlib", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("meshlib")
 
 # fixture → (lane and marker, whether its tests share one instance and so belong on one worker)
 COMPONENTS = {
