@@ -19,6 +19,7 @@ from meshlib.discovery.kubernetes.transport import (
     TransportFactory,
     open_transport,
     send,
+    to_the_end,
 )
 from meshlib.errors import DataError, MeshError
 from meshlib.model.envelope import ListEnvelope, list_from_json
@@ -42,7 +43,7 @@ class _Connection:
 
     async def close_if_unused(self) -> None:
         if self.retired and self.users == 0:
-            await self.transport.aclose()
+            await to_the_end(self.transport.aclose())
 
 
 class WatchStream:
@@ -224,8 +225,10 @@ class ApiServer:
         try:
             return await answer.body(MAX_LIST)
         finally:
-            await answer.close()
-            await connection.release()
+            try:
+                await answer.close()
+            finally:
+                await connection.release()
 
     async def _send(self, path: str, params: Mapping[str, str], what: str) -> tuple[Answer, _Connection]:
         credentials = self.credentials

@@ -138,7 +138,8 @@ class Answer:
         return b"".join(parts)
 
     async def close(self) -> None:
-        await self._response.aclose()
+        """Also for a task that is cancelled meanwhile: half closed, the connection would be busy for ever."""
+        await to_the_end(self._response.aclose())
 
 
 async def _iterate(response: httpx.Response) -> AsyncIterator[bytes]:
@@ -207,6 +208,19 @@ async def _patiently(sending: Coroutine[Any, Any, httpx.Response]) -> httpx.Resp
             await asyncio.wait({task})
         if not task.cancelled() and task.exception() is None:
             await task.result().aclose()
+        raise
+
+
+async def to_the_end(closing: Coroutine[Any, Any, None]) -> None:
+    """Await what closes something; a cancellation that comes meanwhile is raised when it is closed."""
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=CANCEL_PATIENCE)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import Any
 
@@ -164,3 +165,47 @@ def test_odd_data_on_the_watch(line: bytes | dict[str, Any]) -> None:
         await eventually(lambda: "10.0.0.3" in (client.addresses(ORDERS) or ()), 60)
 
     play(test)
+
+
+@pytest.mark.parametrize("turns", range(4, 72, 2))
+def test_closed_at_any_turn_of_the_loop(turns: int) -> None:
+    """A subscription and a resolver that are closed after any number of turns, wherever their tasks wait then, leave
+    no connection (an unclosed one is a ResourceWarning, and so an error here), no task and no user of the pool."""
+
+    async def test(server: FakeApiServer, client: Client) -> None:
+        before = asyncio.all_tasks()
+        client.watch(ORDERS)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        api = client.resolver.api
+        client.subscriptions[ORDERS].close()
+        pool = None if api is None else api._connection
+        await client.close()
+        assert pool is None or pool.users == 0
+        await asyncio.sleep(5)
+        assert server.watching("services") == server.watching("endpointslices") == 0
+        assert asyncio.all_tasks() - before == set()
+
+    play(test, synced=False)
+    gc.collect()
+
+
+def test_unsubscribed_at_any_turn_the_next_gets_its_set() -> None:
+    """No place at the gate stays taken by a task that was cancelled, wherever it waited."""
+
+    async def test(server: FakeApiServer, client: Client) -> None:
+        begun = set()
+        for turns in range(0, 100, 3):
+            client.watch(ORDERS)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            begun.add(server.watching("endpointslices") > 0)
+            client.subscriptions[ORDERS].close()
+            client.watch(ORDERS)
+            await eventually(lambda: client.addresses(ORDERS) == ONE, 2)
+            client.subscriptions[ORDERS].close()
+            await eventually(lambda: server.watching("endpointslices") == server.watching("services") == 0, 3)
+            client.updates[ORDERS].clear()
+        assert begun == {True, False}  # some were closed before their watch began, some afterwards
+
+    play(test, synced=False)
