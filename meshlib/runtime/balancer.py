@@ -64,6 +64,15 @@ class Surroundings:
     strict: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a forked child takes over: the last good facts, which target they answer, and when they came."""
+
+    snapshot: Snapshot
+    asked: Target
+    updated_at: float
+
+
 class Balancer:
     """One target of one Mesh. See the module for who may call what."""
 
@@ -74,6 +83,7 @@ class Balancer:
         self.way = Way.UNKNOWN
         self.reason = ""
         self.snapshot: Snapshot | None = None
+        self.asked = target  #: what the snapshot answers: the target, or where an ExternalName led to
         self.set = EndpointSet()
         self.last_error: Exception | None = None
         self.updated_at = 0.0
@@ -97,13 +107,24 @@ class Balancer:
     def on_removed(self, callback: Callable[[Subchannel], None]) -> None:
         self._removed = callback
 
-    def apply(self, update: Update) -> None:
-        """An Update of the resolver (or of the target that an ExternalName leads to)."""
+    @property
+    def known(self) -> Known | None:
+        snapshot = self.snapshot
+        return Known(snapshot, self.asked, self.updated_at) if snapshot is not None else None
+
+    def recall(self, known: Known) -> None:
+        """Begin with what another process knew."""
+        self.apply(known.snapshot, known.asked)
+        self.updated_at = known.updated_at
+
+    def apply(self, update: Update, asked: Target | None = None) -> None:
+        """An Update of the resolver. ``asked``: the target that it answers, when an ExternalName led to another one."""
         if not isinstance(update, Failure):  # what is known does not become younger because a question failed
             self.updated_at = self._around.now()
         if isinstance(update, Snapshot):
             self._absent = False
             self.snapshot = update
+            self.asked = asked or self.target
             self.last_error = None
         elif isinstance(update, Failure):
             self.last_error = update.error
@@ -161,15 +182,15 @@ class Balancer:
             return
         service = snapshot.service
         try:
-            port = resolve_port(service, self.target.port, by_host=self.target.by_host)
+            port = resolve_port(service, self.asked.port, by_host=self.asked.by_host)
         except UnknownPort as error:
             message = f"{self.label}: {error}"
             self._fail(lambda: UnknownPort(message), str(error))
             return
         vantage = self._around.vantage(snapshot.slices)
         self.set = self._union.eligible(service, port, snapshot.slices, vantage, Path.INTERNAL)
-        if self.target.hostname:
-            self.set = with_hostname(self.set, self.target.hostname)
+        if self.asked.hostname:
+            self.set = with_hostname(self.set, self.asked.hostname)
         endpoints = self.set.endpoints
         if self._refused is not None and self._refused != self.set.endpoints:
             self._refused = None
@@ -202,7 +223,7 @@ class Balancer:
         service = self.snapshot.service
         if port is None:
             try:
-                port = resolve_port(service, self.target.port, by_host=self.target.by_host)
+                port = resolve_port(service, self.asked.port, by_host=self.asked.by_host)
             except UnknownPort:
                 return None
         families = self._around.vantage(()).families
@@ -230,7 +251,7 @@ class Balancer:
         if snapshot is None:
             return ()
         try:
-            port = resolve_port(snapshot.service, self.target.port, by_host=self.target.by_host)
+            port = resolve_port(snapshot.service, self.asked.port, by_host=self.asked.by_host)
         except UnknownPort:
             return ()  # the published state carries the error
         vantage = self._around.vantage(())
@@ -272,8 +293,8 @@ class Balancer:
                 NoLocalEndpoints,
                 f"{self.label}: internalTrafficPolicy is Local and no endpoint is on this node",
             )
-        elif self.target.hostname:
-            where = f"{self.label}: no ready endpoint is called {self.target.hostname!r}"
+        elif self.asked.hostname:
+            where = f"{self.label}: no ready endpoint is called {self.asked.hostname!r}"
         source = snapshot.source
         self._fail(lambda: kind(f"{where} (source: {source})"), where)
 

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
 from meshlib.model.events import SourceFailed
 from meshlib.model.target import Target
-from meshlib.model.update import Snapshot
 from meshlib.pickers.base import Picker, PickInfo
 from meshlib.pickers.hash_key import HashKeySource, HashKeySpec
 from meshlib.pickers.subchannel import Subchannel
-from meshlib.runtime.balancer import Balancer, Way
+from meshlib.runtime.balancer import Balancer, Known, Way
 from meshlib.runtime.cell import Cell, State
 from meshlib.runtime.factory import client_identity
 from meshlib.runtime.lease import Lease, ServiceLease
@@ -61,7 +60,7 @@ class TargetHandle:
         self.mesh = mesh
         self._lock = threading.Lock()
         self._live: Live | None = None
-        self._seed: tuple[Snapshot, float] | None = None
+        self._seed: Known | None = None
         self._listeners: tuple[weakref.WeakMethod[Callable[[Subchannel], None]], ...] = ()
 
     # -- picking -------------------------------------------------------------------------------------------------
@@ -305,8 +304,7 @@ class TargetHandle:
         self._lock = threading.Lock()
         live, self._live = self._live, None
         if live is not None:
-            known = live.balancer.snapshot
-            self._seed = (known, live.balancer.updated_at) if known is not None else None
+            self._seed = live.balancer.known
             unheld = threading.Lock()
             for subchannel in live.balancer.subchannels:
                 subchannel.lock = unheld

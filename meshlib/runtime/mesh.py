@@ -14,12 +14,11 @@ from meshlib.discovery.dns import lookup as dns_lookup
 from meshlib.errors import DiscoveryError, MeshClosed
 from meshlib.model.slices import EndpointSlice
 from meshlib.model.target import Target
-from meshlib.model.update import Snapshot
 from meshlib.model.vantage import VantagePoint
 from meshlib.pickers.hash_key import parse_hash_key
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime import place, process
-from meshlib.runtime.balancer import Balancer, Surroundings, Way
+from meshlib.runtime.balancer import Balancer, Known, Surroundings, Way
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.config import Config, TargetSettings, address_policy, load_config, target_defaults
 from meshlib.runtime.factory import PickerFactory
@@ -168,7 +167,7 @@ class Mesh:
     # -- starting a target ---------------------------------------------------------------------------------------
 
     def start_target(
-        self, handle: TargetHandle, seed: tuple[Snapshot, float] | None, removed: Callable[[Subchannel], None]
+        self, handle: TargetHandle, seed: Known | None, removed: Callable[[Subchannel], None]
     ) -> Live:
         """Called by the handle on first use (any thread, under its lock). ``seed``: what was known before a fork, and
         since when."""
@@ -215,8 +214,7 @@ class Mesh:
 
         balancer.on_removed(gone)
         if seed is not None:
-            balancer.apply(seed[0])
-            balancer.updated_at = seed[1]
+            balancer.recall(seed)
         watch = self._watch(runtime, balancer)
         self._watches.append(watch)
         runtime.control.call(runtime.start_watch, watch, detects)

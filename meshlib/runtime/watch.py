@@ -104,7 +104,7 @@ class TargetWatch:
         depth = len(self._hops)
         try:
             subscription = self._resolver(target.scheme).watch(
-                target, lambda update: self._updated(depth, update)
+                target, lambda update: self._updated(depth, target, update)
             )
         except Exception as error:  # a setting it refuses, or a plugin: foreign code may raise anything
             self._balancer.apply(Failure(error, hopeless=True))
@@ -112,7 +112,7 @@ class TargetWatch:
         if not self._closed and len(self._hops) == depth:
             self._hops.append((target, subscription))
 
-    def _updated(self, depth: int, update: Update) -> None:
+    def _updated(self, depth: int, target: Target, update: Update) -> None:
         if self._closed or depth > len(self._hops):
             return
         if isinstance(update, Failure):
@@ -120,21 +120,20 @@ class TargetWatch:
                 self._balancer.apply(update)
             return  # an earlier hop keeps its last good answer, so the later one stays in force
         if isinstance(update, Snapshot) and update.service.type is ServiceType.EXTERNAL_NAME:
-            self._hop(depth, update)
+            self._hop(depth, target, update)
             return
         self._cut(depth + 1)
         if depth and isinstance(update, Snapshot) and self._balancer.target.scheme == "k8s":
             update = screened(update, self._policy)
-        self._balancer.apply(update)
+        self._balancer.apply(update, target)
 
-    def _hop(self, depth: int, update: Snapshot) -> None:
+    def _hop(self, depth: int, target: Target, update: Snapshot) -> None:
         try:
-            following = external_target(
-                update, self._hops[0][0] if self._hops else self._balancer.target, self._defaults
-            )
+            following = external_target(update, target, self._defaults)
         except TargetError as error:
             self._cut(depth + 1)
-            self._balancer.apply(Failure(error, hopeless=True))
+            # The Service was read and leads nowhere; that is an answer, and what it led to before is no longer meant.
+            self._balancer.apply(DoesNotExist(error.reason))
             return
         if depth + 1 < len(self._hops) and self._hops[depth + 1][0] == following:
             return

@@ -568,6 +568,7 @@ def test_an_answer_for_a_short_name_of_a_closed_mesh_is_dropped(pod_mesh: Mesh) 
     entry = pod_mesh._urls._entries["http", "orders", None]
     found = entry.targets[0]
     pod_mesh.close()
+    entry.handle = None  # the answer that this test gives late may have come in time as well
     pod_mesh._urls._answered(entry, found)
     assert entry.handle is None
 

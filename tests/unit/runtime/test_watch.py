@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -236,6 +237,45 @@ def test_a_named_port_of_an_external_name_becomes_its_number() -> None:
         scene.watch.start()
         await scene.clock.settle()
         assert scene.resolver.watched[-1].port == 8080
+        scene.resolver.endpoints("api.example.com", ["192.0.2.9:8080"], port=8080)
+        await scene.clock.settle()
+        assert scene.addresses() == {"192.0.2.9:8080"}
+
+    run(scenario)
+
+
+def test_a_chain_of_external_names_carries_the_number_on() -> None:
+    """The first Service tells what the port's name means; those behind it are asked for the number."""
+
+    async def scenario() -> None:
+        scene = Scene("k8s:///orders.shop:http")
+        scene.resolver.publish("shop/orders", external("shop/orders", "between.other.svc"))
+        between = external("other/between", "last.other.svc")
+        scene.resolver.publish("other/between", replace(between, service=replace(between.service, ports=())))
+        scene.resolver.endpoints("other/last", ["10.0.0.1:9090"], port=8080)
+        scene.watch.start()
+        await scene.clock.settle()
+        assert scene.addresses() == {"10.0.0.1:9090"}
+
+    run(scenario)
+
+
+def test_an_external_name_that_leads_nowhere_gives_up_what_it_led_to() -> None:
+    """Edited so that the asked port has no number: an error with the reason, not the old endpoints for ever."""
+
+    async def scenario() -> None:
+        scene = Scene("k8s:///orders.shop:http")
+        scene.resolver.endpoints("other/one", ["10.0.0.1:8080"], port=8080)
+        scene.resolver.publish("shop/orders", external("shop/orders", "one.other.svc"))
+        scene.watch.start()
+        await scene.clock.settle()
+        assert scene.addresses() == {"10.0.0.1:8080"}
+        edited = external("shop/orders", "one.other.svc")
+        scene.resolver.publish("shop/orders", replace(edited, service=replace(edited.service, ports=())))
+        await scene.clock.settle()
+        error = scene.error()
+        assert isinstance(error, ServiceNotFound)
+        assert "'http'" in str(error)
 
     run(scenario)
 
