@@ -6,6 +6,7 @@ A component that is not installed skips its tests with one line; where MESHLIB_R
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from tests.components.backends import Backends
     from tests.components.dns import Knot, Unbound
     from tests.components.kube import KubeCluster
+
+# A shell starts background jobs with SIGINT ignored, and programs inherit that: tests that send one would wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow or busy machine is no counterexample: property tests have no limits of time (pytest's own ends one that hangs).
 settings.register_profile("meshlib", deadline=None, suppress_health_check=[HealthCheck.too_slow])
