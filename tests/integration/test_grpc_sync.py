@@ -574,7 +574,7 @@ def test_rolling_restart_loses_no_call(mesh: Shop, backends: Backends) -> None:
     with ThreadPoolExecutor(4) as threads:
         workers = [threads.submit(work, kind) for kind in kinds]
         for server in (*servers, *servers):
-            server.stop(5)
+            server.stop(30)
             time.sleep(0.05)
             server.start()
             served = server.requests
