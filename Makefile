@@ -49,7 +49,7 @@ format: venv-dev ## let ruff repair what it can
 typecheck: venv-dev ## mypy --strict
 	@.venv/bin/mypy
 
-imports: venv-dev ## the layers of docs/architecture.md
+imports: venv-dev ## the layers of docs/how-it-works.md
 	@.venv/bin/lint-imports
 
 components: ## the real servers for the tests, cached (Kubernetes is built from source once, about five minutes)

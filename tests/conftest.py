@@ -6,12 +6,14 @@ A component that is not installed skips its tests with one line; where MESHLIB_R
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.components.process import NotAvailable, leave_out
 
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
     from tests.components.backends import Backends
     from tests.components.dns import Knot, Unbound
     from tests.components.kube import KubeCluster
+
+# A shell starts background jobs with SIGINT ignored, and programs inherit that: tests that send one would wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A slow or busy machine is no counterexample: property tests have no limits of time (pytest's own ends one that hangs).
+settings.register_profile("meshlib", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("meshlib")
 
 # fixture → (lane and marker, whether its tests share one instance and so belong on one worker)
 COMPONENTS = {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import email.parser
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +57,54 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()
     assert set(metadata.get_all("Provides-Extra")) == {"http2", "all"}
     assert "meshlib = meshlib.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
+
+
+@pytest.mark.xdist_group("wheel")
+def test_wheel_works_alone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Unpacked elsewhere, as installing does, it needs nothing of the repository: import, every name, the command."""
+    wheel.extractall(tmp_path)
+    program = (
+        "import meshlib, meshlib.grpc.aio, meshlib.httpx, meshlib.testing.contracts\n"
+        "from meshlib import Mesh\n"
+        "found = [getattr(meshlib, name) for name in meshlib.__all__]\n"
+        "print(meshlib.__file__)\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-W", "error", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environ)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("-c", program).strip() == str(tmp_path / "meshlib" / "__init__.py")
+    assert "1 of 1 may receive traffic" in run("-m", "meshlib", "resolve", "static:///10.0.0.1:80")
+
+
+@pytest.mark.xdist_group("wheel")
+def test_sdist_holds_what_the_wheel_is_made_of(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """From the source archive the same wheel comes, and its tests and tools are there; caches and results are not."""
+    from hatchling.builders.sdist import SdistBuilder
+    from hatchling.builders.wheel import WheelBuilder
+
+    path = next(SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
+    safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since 3.11.4
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path, **safe)
+    folder = tmp_path / f"meshlib_sdk-{PROJECT['version']}"
+    for name in (
+        "Makefile",
+        ".ci/run",
+        "tests/conftest.py",
+        "scripts/venv.sh",
+        "docs/quickstart.md",
+        "LICENSE",
+    ):
+        assert (folder / name).is_file(), name
+    assert [one for one in folder.rglob("*") if one.name in ("__pycache__", ".git", ".venv")] == []
+    again = next(WheelBuilder(str(folder)).build(directory=str(tmp_path / "dist"), versions=["standard"]))
+    with zipfile.ZipFile(again) as rebuilt:
+        assert set(rebuilt.namelist()) == set(wheel.namelist())
 
 
 def test_one_version() -> None:

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import click
 
+from meshlib.cli.output import visible
 from meshlib.errors import ConfigError, MeshError, TargetError
 
 OK = 0
@@ -21,5 +22,5 @@ EPILOG = "Exit codes: 0 yes; 1 the answer is no; 2 wrong usage or configuration;
 
 def stop(error: MeshError) -> NoReturn:
     """Print an error of ours, without a traceback, and exit with the code it means."""
-    click.echo(f"error: {error}", err=True)
+    click.echo(f"error: {visible(str(error))}", err=True)
     raise SystemExit(USAGE if isinstance(error, (TargetError, ConfigError)) else UNKNOWN)

@@ -123,8 +123,8 @@ def command(
 
     \b
     Examples:
-      meshlib rbac --from web/frontend --to shop/orders shop/stock | kubectl apply -f -
-      meshlib rbac --from web/frontend --to shop/orders --no-network-policy
+      meshlib rbac --from web/frontend --to shop/orders shop/stock
+      meshlib rbac --from web/frontend --to shop/orders --no-network-policy | kubectl apply -f -
       meshlib rbac --from web/frontend --to shop/orders --pod-label app=web --api-server 10.96.0.1/32
     """
     subject = Subject(*client)
@@ -133,4 +133,11 @@ def command(
     ]
     if network_policy:
         documents.append(api_egress_yaml(client, labels, networks))
+        # On stderr, where it is seen although the manifests go into a pipe.
+        chosen = f"pods of {client[0]} with these labels" if labels else f"every pod of {client[0]}"
+        click.echo(
+            f"note: the NetworkPolicy forbids {chosen} all other egress, DNS included, unless another policy allows "
+            "it: apply it only where egress is restricted already (--no-network-policy leaves it out)",
+            err=True,
+        )
     click.echo("---\n".join(documents), nl=False)

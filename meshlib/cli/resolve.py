@@ -113,7 +113,7 @@ def _print(found: dict[str, Any]) -> None:
     if found["skipped"]:
         click.echo(f"skipped: {found['skipped']} entries of the source (see the log)")
     if found["error"]:
-        click.echo(f"error: {found['error']}")
+        click.echo(f"error: {visible(found['error'])}")
 
 
 def _short(value: object) -> str:

@@ -70,6 +70,7 @@ class Resolver(Protocol):
 class ResolverBuilder(Protocol):
     """Found by URL scheme, from the built-ins or the entry-point group ``meshlib.resolvers``."""
 
-    schemes: tuple[str, ...]
+    @property
+    def schemes(self) -> tuple[str, ...]: ...
 
     def build(self, context: ResolverContext) -> Resolver: ...

@@ -45,6 +45,7 @@ class LoadTotal(LoadWatch):
         if table is None:
             return None
         with self._lock:
+            self.catch_up()
             share = factor * (self.total + 1) / max(1, self.weight)
             chosen = first = None
             for member in table.walk(hashed):

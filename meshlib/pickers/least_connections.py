@@ -46,6 +46,7 @@ class LoadIndex(LoadWatch):
     def take(self, exclude: Set[Subchannel], random: Callable[[], float]) -> Subchannel | None:
         """The least loaded member that is not excluded, already counted; None when there is none."""
         with self._lock:
+            self.catch_up()
             hidden = [m for m in exclude if m in self._keys]
             for member in hidden:
                 self._remove(member)

@@ -12,7 +12,7 @@ answers of the DNS fall-back and the passing of time, and it decides which of fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -64,6 +64,15 @@ class Surroundings:
     strict: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a forked child takes over: the last good facts, which target they answer, and when they came."""
+
+    snapshot: Snapshot
+    asked: Target
+    updated_at: float
+
+
 class Balancer:
     """One target of one Mesh. See the module for who may call what."""
 
@@ -74,6 +83,7 @@ class Balancer:
         self.way = Way.UNKNOWN
         self.reason = ""
         self.snapshot: Snapshot | None = None
+        self.asked = target  #: what the snapshot answers: the target, or where an ExternalName led to
         self.set = EndpointSet()
         self.last_error: Exception | None = None
         self.updated_at = 0.0
@@ -81,6 +91,7 @@ class Balancer:
         self._around = around
         self._subchannels: dict[tuple[str, int, str], Subchannel] = {}
         self._dns: tuple[Endpoint, ...] = ()
+        self._beside: dict[tuple[str, int, str], Subchannel] = {}  #: what ``dns_picker`` picks from
         self._union = SliceUnion()  #: keeps the join of slices that did not change
         self._waiting_over = False
         self._hopeless = False  #: discovery said that waiting for it is of no use
@@ -96,22 +107,36 @@ class Balancer:
     def on_removed(self, callback: Callable[[Subchannel], None]) -> None:
         self._removed = callback
 
-    def apply(self, update: Update) -> None:
-        """An Update of the resolver (or of the target that an ExternalName leads to)."""
-        self.updated_at = self._around.now()
-        self._absent = isinstance(update, DoesNotExist)
+    @property
+    def known(self) -> Known | None:
+        snapshot = self.snapshot
+        return Known(snapshot, self.asked, self.updated_at) if snapshot is not None else None
+
+    def recall(self, known: Known) -> None:
+        """Begin with what another process knew."""
+        self.apply(known.snapshot, known.asked)
+        self.updated_at = known.updated_at
+
+    def apply(self, update: Update, asked: Target | None = None) -> None:
+        """An Update of the resolver. ``asked``: the target that it answers, when an ExternalName led to another one."""
+        if not isinstance(update, Failure):  # what is known does not become younger because a question failed
+            self.updated_at = self._around.now()
         if isinstance(update, Snapshot):
+            self._absent = False
             self.snapshot = update
+            self.asked = asked or self.target
             self.last_error = None
         elif isinstance(update, Failure):
             self.last_error = update.error
-            if self.snapshot is not None:
-                return  # keep the last good state, for ever
+            if not self.wants_dns:
+                return  # keep the last good answer, for ever: a set, or that there is no such Service
             self._hopeless = update.hopeless
             if self._hopeless and self._dns_spoke:
                 self._waiting_over = True
         else:
+            self._absent = True
             self.snapshot = None
+            self._refused = None
             self.last_error = None
             self._fail(lambda: ServiceNotFound(f"{self.label}: {_reason(update)}"), _reason(update))
             return
@@ -121,22 +146,25 @@ class Balancer:
         """What the bare client would dial; empty: the name does not resolve."""
         self._dns = endpoints
         self._dns_spoke = True
-        if self.snapshot is None and not self._absent:
-            self.dns_picker = self._picker_beside(endpoints) if endpoints else None
+        if self.wants_dns:
             self._waiting_over = self._waiting_over or self._hopeless
             if self._waiting_over:
                 self.decide()
+            else:
+                self._offer_dns(endpoints)
 
     def stop_waiting(self) -> None:
         """The bound of decision D3 has passed without knowledge."""
         self._waiting_over = True
-        if self.snapshot is None and not self._absent:
+        if self.wants_dns:
             self.decide()
 
-    def pods_refused(self) -> None:
-        """Every pod refused its connection and the Service address worked: stay with it until the set changes."""
-        self._refused = self.set.endpoints
-        self.decide()
+    def pods_refused(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Each of ``endpoints`` refused its connection and the Service address worked: stay with it until the set
+        changes, which it may have done while that try was under way."""
+        if self.snapshot is not None and endpoints == self.set.endpoints:
+            self._refused = endpoints
+            self.decide()
 
     def try_pods_again(self) -> None:
         """End the stay at the Service address; the next total refusal starts it again."""
@@ -154,15 +182,15 @@ class Balancer:
             return
         service = snapshot.service
         try:
-            port = resolve_port(service, self.target.port, by_host=self.target.by_host)
+            port = resolve_port(service, self.asked.port, by_host=self.asked.by_host)
         except UnknownPort as error:
             message = f"{self.label}: {error}"
             self._fail(lambda: UnknownPort(message), str(error))
             return
         vantage = self._around.vantage(snapshot.slices)
         self.set = self._union.eligible(service, port, snapshot.slices, vantage, Path.INTERNAL)
-        if self.target.hostname:
-            self.set = with_hostname(self.set, self.target.hostname)
+        if self.asked.hostname:
+            self.set = with_hostname(self.set, self.asked.hostname)
         endpoints = self.set.endpoints
         if self._refused is not None and self._refused != self.set.endpoints:
             self._refused = None
@@ -195,7 +223,7 @@ class Balancer:
         service = self.snapshot.service
         if port is None:
             try:
-                port = resolve_port(service, self.target.port, by_host=self.target.by_host)
+                port = resolve_port(service, self.asked.port, by_host=self.asked.by_host)
             except UnknownPort:
                 return None
         families = self._around.vantage(()).families
@@ -223,7 +251,7 @@ class Balancer:
         if snapshot is None:
             return ()
         try:
-            port = resolve_port(snapshot.service, self.target.port, by_host=self.target.by_host)
+            port = resolve_port(snapshot.service, self.asked.port, by_host=self.asked.by_host)
         except UnknownPort:
             return ()  # the published state carries the error
         vantage = self._around.vantage(())
@@ -243,7 +271,7 @@ class Balancer:
         return ""
 
     def _without_knowledge(self) -> None:
-        if not self._waiting_over:
+        if self._absent or not self._waiting_over:
             return
         if self._dns and not self._around.strict:
             self._take(Way.DNS, f"discovery gives nothing: {_brief(self.last_error)}", self._dns, None)
@@ -265,8 +293,8 @@ class Balancer:
                 NoLocalEndpoints,
                 f"{self.label}: internalTrafficPolicy is Local and no endpoint is on this node",
             )
-        elif self.target.hostname:
-            where = f"{self.label}: no ready endpoint is called {self.target.hostname!r}"
+        elif self.asked.hostname:
+            where = f"{self.label}: no ready endpoint is called {self.asked.hostname!r}"
         source = snapshot.source
         self._fail(lambda: kind(f"{where} (source: {source})"), where)
 
@@ -279,9 +307,8 @@ class Balancer:
         state = self.cell.state
         old = state.picker if state.picker is not None else None
         self.cell.publish(State(picker=self._around.build_picker(self.subchannels, service, old)))
-        for gone in removed:
-            gone.removed = True
-            self._removed(gone)
+        self._leave(removed)
+        self._end_beside()
         self._report_way(before, previous)
         if added or removed or before is not way:
             self._report(added, tuple(s.endpoint for s in removed))
@@ -291,9 +318,8 @@ class Balancer:
         self.way, self.reason = Way.ERROR, reason
         _, removed = self._sync(())
         self.cell.publish(State(error=make))
-        for gone in removed:
-            gone.removed = True
-            self._removed(gone)
+        self._leave(removed)
+        self._end_beside()
         if removed or before is not Way.ERROR or previous != reason:
             self._report((), tuple(s.endpoint for s in removed))
 
@@ -304,8 +330,12 @@ class Balancer:
         # This runs for every endpoint at every change: comprehensions, and Endpoint.identity without the call.
         wanted = {(e.address, e.port, e.uid): e for e in endpoints}
         added = tuple([e for identity, e in wanted.items() if identity not in known])
-        fresh = iter(self._around.make_subchannels(added, joined_at))
-        subchannels = {identity: known.get(identity) or next(fresh) for identity in wanted}
+        beside = self._beside
+        missing = tuple([e for e in added if e.identity not in beside]) if beside else added
+        fresh = iter(self._around.make_subchannels(missing, joined_at))
+        subchannels = {
+            identity: known.get(identity) or beside.get(identity) or next(fresh) for identity in wanted
+        }
         for endpoint, subchannel in zip(wanted.values(), subchannels.values(), strict=True):
             if subchannel.endpoint is not endpoint:
                 subchannel.endpoint = endpoint
@@ -313,8 +343,28 @@ class Balancer:
         self._subchannels = subchannels
         return added, removed
 
-    def _picker_beside(self, endpoints: tuple[Endpoint, ...]) -> Picker:
-        return self._around.build_picker(self._around.make_subchannels(endpoints, -math.inf), None, None)
+    def _leave(self, subchannels: Iterable[Subchannel]) -> None:
+        for gone in subchannels:
+            gone.removed = True
+            self._removed(gone)
+
+    def _offer_dns(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Make ``dns_picker``, while the common bound has not passed. Its Subchannels become those of the set if that
+        turns out to be the DNS answer, else they leave like any other."""
+        wanted = {endpoint.identity: endpoint for endpoint in endpoints}
+        known = self._beside
+        missing = [endpoint for identity, endpoint in wanted.items() if identity not in known]
+        fresh = iter(self._around.make_subchannels(missing, -math.inf))
+        self._beside = {identity: known.get(identity) or next(fresh) for identity in wanted}
+        offered = tuple(self._beside.values())
+        self.dns_picker = self._around.build_picker(offered, None, None) if offered else None
+        self._leave([subchannel for identity, subchannel in known.items() if identity not in wanted])
+
+    def _end_beside(self) -> None:
+        """A state was published: it is for everybody, and what it does not pick from has left."""
+        if self._beside:
+            beside, self._beside, self.dns_picker = self._beside, {}, None
+            self._leave([s for identity, s in beside.items() if self._subchannels.get(identity) is not s])
 
     def _report_way(self, before: Way, previous_reason: str) -> None:
         fallen = self.way in (Way.SERVICE, Way.DNS)

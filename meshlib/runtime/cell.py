@@ -7,6 +7,7 @@ who find nothing known yet wait here: threads on an event, coroutines on a futur
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,10 +70,9 @@ class Cell:
                 changed.set_result(None)
 
         def wake() -> None:
-            try:
+            # A loop that was closed meanwhile refuses, and nobody waits there any more.
+            with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(resolve)
-            except RuntimeError:  # that loop was closed meanwhile: nobody waits there any more
-                changed.cancel()
 
         if self._enter(seen, wake):
             try:

@@ -54,11 +54,16 @@ async def ready(
     owner = mesh or default_mesh()
     wanted = [targets] if isinstance(targets, (str, Target)) else list(targets)
     handles = [owner.target(target) for target in wanted]
+    for handle in handles:
+        handle.try_start()  # all at once: the time is for all of them together
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     for handle in handles:
-        while not handle.synced:
+        while True:
+            seen = handle.state
+            if handle.synced:
+                break
             left = deadline - loop.time()
             if left <= 0:
                 raise handle.balancer.not_synced()
-            await handle.wait_for_change_async(left)
+            await handle.wait_for_change_async(left, seen)

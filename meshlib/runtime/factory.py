@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from meshlib.errors import ConfigError
 from meshlib.model.events import EntrySkipped
 from meshlib.model.service import Service
 from meshlib.pickers.base import Picker, PickerContext
+from meshlib.pickers.hash_key import HashKeySpec, parse_hash_key
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.policies import order
 from meshlib.policies.affinity import Affinity
-from meshlib.runtime.config import Config
+from meshlib.runtime.config import Config, TargetSettings
 from meshlib.runtime.observing import emit
 from meshlib.runtime.registry import picker_builder
 
@@ -28,6 +30,8 @@ class PickerFactory:
         self._warned: tuple[str, ...] = ()
         self._affinity: Affinity | None = None
         self._policy: object = None
+        #: What the Service's annotation says, while nothing local does; replaced as a whole, read by any thread.
+        self.annotated_hash_key: HashKeySpec | None = None
 
     def __call__(
         self, subchannels: Sequence[Subchannel], service: Service | None, previous: Picker | None
@@ -37,6 +41,7 @@ class PickerFactory:
             self._label, annotations, service=str(service.key) if service else ""
         )
         self._warn(settings.warnings)
+        self.annotated_hash_key = self._parse_hash_key(settings)
         try:
             builder = picker_builder(settings.picker)
             parsed = builder.parse_config(settings.settings, f"{settings.where}: ")
@@ -55,7 +60,24 @@ class PickerFactory:
             previous=previous if policy == self._policy else None,
         )
         self._policy = policy
-        return order.plan(subchannels, builder, parsed, context, self._sticky(service))
+        affinity = self._sticky(service)
+        try:
+            return order.plan(subchannels, builder, parsed, context, affinity)
+        except (
+            Exception
+        ) as error:  # a plugin is foreign code, and others wait for the resolver that called us
+            self._warn((f"picker {settings.picker!r} could not be built, the default is used: {error!r}",))
+            self._policy = None
+            builder = picker_builder(Config().picker)
+            parsed = builder.parse_config({}, "")
+            return order.plan(subchannels, builder, parsed, replace(context, previous=None), affinity)
+
+    def _parse_hash_key(self, settings: TargetSettings) -> HashKeySpec | None:
+        try:
+            return parse_hash_key(settings.hash_key, settings.where) if settings.hash_key else None
+        except ConfigError as error:
+            self._warn((str(error),))
+            return None
 
     def _sticky(self, service: Service | None) -> Affinity | None:
         """The target's affinity while its Service asks for one; the sticky endpoint survives edits of the timeout."""

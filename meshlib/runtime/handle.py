@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Set
@@ -9,14 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
+from meshlib.model.events import SourceFailed
 from meshlib.model.target import Target
-from meshlib.model.update import Snapshot
 from meshlib.pickers.base import Picker, PickInfo
-from meshlib.pickers.hash_key import HashKeySpec
+from meshlib.pickers.hash_key import HashKeySource, HashKeySpec
 from meshlib.pickers.subchannel import Subchannel
-from meshlib.runtime.balancer import Balancer, Way
+from meshlib.runtime.balancer import Balancer, Known, Way
 from meshlib.runtime.cell import Cell, State
+from meshlib.runtime.factory import client_identity
 from meshlib.runtime.lease import Lease, ServiceLease
+from meshlib.runtime.observing import emit
 from meshlib.runtime.picking import Pick
 from meshlib.runtime.watch import TargetWatch
 
@@ -37,6 +40,7 @@ class Live:
     watch: TargetWatch
     now: Callable[[], float]
     call: Callable[..., None]
+    annotated_hash_key: Callable[[], HashKeySpec | None]
 
 
 class TargetHandle:
@@ -52,11 +56,11 @@ class TargetHandle:
     def __init__(self, mesh: Mesh, target: Target, authority: str, hash_key: HashKeySpec | None) -> None:
         self.target = target
         self.authority = authority
-        self.hash_key = hash_key
+        self._hash_key = hash_key
         self.mesh = mesh
         self._lock = threading.Lock()
         self._live: Live | None = None
-        self._seed: Snapshot | None = None
+        self._seed: Known | None = None
         self._listeners: tuple[weakref.WeakMethod[Callable[[Subchannel], None]], ...] = ()
 
     # -- picking -------------------------------------------------------------------------------------------------
@@ -105,8 +109,11 @@ class TargetHandle:
     def pick(self, *, hash_key: str | bytes | None = None, timeout: float | None = None) -> Pick:
         """``with handle.pick() as endpoint:`` or ``async with``; in flight until the block ends.
 
-        The plain form raises MeshError where it would have to block a running event loop.
+        The plain form raises MeshError where it would have to block a running event loop. Without ``hash_key``, a
+        setting ``client`` still applies; the other sources are parts of a request, which only its sender knows.
         """
+        if hash_key is None and (spec := self.hash_key) is not None and spec.source is HashKeySource.CLIENT:
+            hash_key = client_identity()
         return Pick(self, hash_key, timeout)
 
     # -- for clients ---------------------------------------------------------------------------------------------
@@ -116,9 +123,10 @@ class TargetHandle:
         live = self._live or self._start()
         live.cell.wait(live.cell.state, timeout)
 
-    async def wait_for_change_async(self, timeout: float) -> None:
+    async def wait_for_change_async(self, timeout: float, seen: State | None = None) -> None:
+        """``seen``: the state that the caller decided on (default: the one now), so that no news is missed."""
         live = self._live or self._start()
-        await live.cell.wait_async(live.cell.state, timeout)
+        await live.cell.wait_async(seen or live.cell.state, timeout)
 
     def service_address(self) -> Lease | None:
         """A lease on the Service's own address (clusterIP:port), or None when it has none or the Mesh is strict."""
@@ -128,9 +136,12 @@ class TargetHandle:
         endpoint = live.balancer.service_endpoint()
         if endpoint is None:
             return None
+        refused = live.balancer.set.endpoints
         subchannel = live.balancer.subchannel_for(endpoint)
         subchannel.begin()
-        return ServiceLease(subchannel, live.now, live.now(), lambda: live.call(live.watch.pods_refused))
+        return ServiceLease(
+            subchannel, live.now, live.now(), lambda: live.call(live.watch.pods_refused, refused)
+        )
 
     def all_refused(self) -> Lease | None:
         """A client tells that every endpoint refused its connection: one try through the Service address (D3).
@@ -146,12 +157,18 @@ class TargetHandle:
             alive = tuple(ref for ref in self._listeners if ref() is not None)
             self._listeners = (*alive, weakref.WeakMethod(callback))
 
+    @property
+    def hash_key(self) -> HashKeySpec | None:
+        """Where clients find the key of hash policies: what is configured, else what the annotation says now."""
+        live = self._live
+        return self._hash_key or (live.annotated_hash_key() if live is not None else None)
+
     # -- looking -------------------------------------------------------------------------------------------------
 
     def try_start(self) -> None:
         """Start the watch without picking, unless the Mesh was closed meanwhile."""
-        if self._live is None and not self.mesh.closed:
-            self._start()
+        with contextlib.suppress(MeshClosed):
+            self._live or self._start()
 
     @property
     def state(self) -> State:
@@ -233,11 +250,15 @@ class TargetHandle:
     def _after_wait(
         self, live: Live, state: State, hash_key: str | bytes | None, exclude: Set[Subchannel]
     ) -> Lease:
-        if state.error is not None:
-            raise state.error()
         picker = state.picker
-        if picker is None and not self.mesh.strict:
+        if not state.settled and not self.mesh.strict:
             picker = live.balancer.dns_picker
+        if picker is None:
+            # Once more: the offer of the fall-back ends when a state is published, which may have been just now.
+            state = live.cell.state
+            if state.error is not None:
+                raise state.error()
+            picker = state.picker
         if picker is None:
             raise live.balancer.not_synced()
         lease = self._pick(live, picker, hash_key, exclude)
@@ -259,8 +280,12 @@ class TargetHandle:
     def _gone(self, subchannel: Subchannel) -> None:
         for ref in self._listeners:
             callback = ref()
-            if callback is not None:
+            if callback is None:
+                continue
+            try:
                 callback(subchannel)
+            except Exception as error:  # closing a connection may fail; the news is for the other clients too
+                emit(SourceFailed(f"connections to {subchannel.endpoint.authority}", error, stale=True))
 
     def stop(self) -> None:
         """Forget the watch; waiters are told. A later use starts it again, unless the Mesh is closed."""
@@ -271,11 +296,18 @@ class TargetHandle:
             live.cell.publish(State(error=_closed_error(str(self.target))))
 
     def after_fork(self) -> None:
-        """In a forked child: a new lock, and the last snapshot as the seed of a new beginning."""
+        """In a forked child: a new lock, and the last snapshot as the seed of a new beginning.
+
+        Requests that the forking thread had under way may end in the child too; another thread may have held the lock
+        of their endpoint, so those get a new one as well.
+        """
         self._lock = threading.Lock()
         live, self._live = self._live, None
         if live is not None:
-            self._seed = live.balancer.snapshot
+            self._seed = live.balancer.known
+            unheld = threading.Lock()
+            for subchannel in live.balancer.subchannels:
+                subchannel.lock = unheld
 
     def __repr__(self) -> str:
         live = self._live

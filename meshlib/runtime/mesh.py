@@ -15,12 +15,11 @@ from meshlib.errors import DiscoveryError, MeshClosed
 from meshlib.model.hosts import HostMatch
 from meshlib.model.slices import EndpointSlice
 from meshlib.model.target import Target
-from meshlib.model.update import Snapshot
 from meshlib.model.vantage import VantagePoint
 from meshlib.pickers.hash_key import parse_hash_key
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime import place, process
-from meshlib.runtime.balancer import Balancer, Surroundings, Way
+from meshlib.runtime.balancer import Balancer, Known, Surroundings, Way
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.config import Config, TargetSettings, address_policy, load_config, target_defaults
 from meshlib.runtime.factory import PickerFactory
@@ -107,8 +106,7 @@ class Mesh:
 
     def find_first(self, candidates: Sequence[Target], tell: Callable[[Target | None], None]) -> None:
         """Ask DNS in the background which exists, in order; ``tell`` gets it or None, on the control thread."""
-        self._check_open()
-        runtime = process.enter(self)
+        runtime = self._enter()
         lookup = self._lookup(runtime)
 
         def ask() -> None:
@@ -158,6 +156,14 @@ class Mesh:
         if self._closed:
             raise MeshClosed("this Mesh was closed")
 
+    def _enter(self) -> process.ProcessRuntime:
+        self._check_open()
+        runtime = process.enter(self)
+        if self._closed:  # between the two: nobody else would sign us off again
+            process.leave(self)
+            self._check_open()
+        return runtime
+
     def after_fork(self) -> None:
         """In a forked child: new locks; handles start anew on next use, from their last snapshot."""
         self._lock = threading.Lock()
@@ -170,16 +176,17 @@ class Mesh:
     # -- starting a target ---------------------------------------------------------------------------------------
 
     def start_target(
-        self, handle: TargetHandle, seed: Snapshot | None, removed: Callable[[Subchannel], None]
+        self, handle: TargetHandle, seed: Known | None, removed: Callable[[Subchannel], None]
     ) -> Live:
-        """Called by the handle on first use (any thread, under its lock)."""
-        self._check_open()
-        runtime = process.enter(self)
-        where = self._place
-        if where is None:
-            where = self._place = place.Place(
-                self.config.node, self.config.zone, place.own_addresses(os.environ)
-            )
+        """Called by the handle on first use (any thread, under its lock). ``seed``: what was known before a fork, and
+        since when."""
+        runtime = self._enter()
+        with self._lock:
+            where = self._place
+            if where is None:
+                where = self._place = place.Place(
+                    self.config.node, self.config.zone, place.own_addresses(os.environ)
+                )
         mesh = weakref.ref(self)
         target = handle.target
 
@@ -216,11 +223,18 @@ class Mesh:
 
         balancer.on_removed(gone)
         if seed is not None:
-            balancer.apply(seed)
+            balancer.recall(seed)
         watch = self._watch(runtime, balancer)
         self._watches.append(watch)
         runtime.control.call(runtime.start_watch, watch, detects)
-        return Live(balancer, balancer.cell, watch, runtime.clock.now, runtime.control.call)
+        return Live(
+            balancer,
+            balancer.cell,
+            watch,
+            runtime.clock.now,
+            runtime.control.call,
+            lambda: factory.annotated_hash_key,
+        )
 
     def _watch(self, runtime: process.ProcessRuntime, balancer: Balancer) -> TargetWatch:
         # Decision D12: a Mesh is explicit use, so a kubeconfig may be read; a setting of that name wins.
@@ -242,6 +256,7 @@ class Mesh:
             spawn=lambda coroutine, name: runtime.control.spawn(coroutine, name=name),
             sleep=asyncio.sleep,
             sync_timeout=self.config.sync_timeout,
+            policy=self.policy,
         )
 
     def _lookup(self, runtime: process.ProcessRuntime) -> DnsFallback:
@@ -259,7 +274,8 @@ class Mesh:
         """Our own place became known: targets that stood back for lack of it go on to the pods (control thread)."""
         for handle in self.handles:
             live = handle.live
-            if live is not None and live.balancer.way is Way.SERVICE:
+            # Under strict, standing back is an error.
+            if live is not None and live.balancer.way in (Way.SERVICE, Way.ERROR):
                 live.balancer.decide()
 
     def _builder(self, scheme: str) -> ResolverBuilder:

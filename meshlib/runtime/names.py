@@ -94,6 +94,8 @@ class UrlTable:
         self._mesh.find_first(entry.targets, lambda found: self._answered(entry, found))
 
     def _answered(self, entry: _Entry, found: Target | None) -> None:
+        if self._mesh.closed:
+            return
         handle = self._mesh.target(found) if found is not None else None
         if handle is not None:
             handle.try_start()

@@ -7,6 +7,7 @@ and builds its own on next use.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import threading
@@ -23,6 +24,10 @@ from meshlib.runtime.control import ControlThread
 from meshlib.runtime.observing import emit
 from meshlib.runtime.watch import TargetWatch
 
+#: Targets wait this long for the look at a mesh in the pod, seconds: half of the second that a first call waits at
+#: most (decision D3), so that one frozen sidecar leaves the other half for discovery and DNS.
+DETECT_BOUND = 0.5
+
 
 class Generation:
     """Counts forks. Compared on the hot path instead of os.getpid(), which costs a system call."""
@@ -38,7 +43,7 @@ class ProcessRuntime:
         self.generation = Generation.current
         self.control = ControlThread(self._crashed)
         self.mesh_present = ""  #: the sidecar or ambient mesh found in this pod, in words
-        self._detected = False
+        self._detection: asyncio.Task[None] | None = None
         self._resolvers: dict[tuple[ResolverBuilder, str], Resolver] = {}
 
     def start(self) -> None:
@@ -71,14 +76,19 @@ class ProcessRuntime:
 
     def start_watch(self, watch: TargetWatch, detect_mesh: bool) -> None:
         """Start feeding a target (on the loop), after looking once whether a mesh is in this pod already."""
-        if self._detected or not detect_mesh:
+        if detect_mesh and self._detection is None:
+            self._detection = self.control.spawn(self._detect(), name="detect mesh")
+        if not detect_mesh or self._detection is None or self._detection.done():
             watch.start()
         else:
-            self.control.spawn(self._detect_then_start(watch), name="detect mesh")
+            self.control.spawn(self._start_detected(watch, self._detection), name="wait for mesh")
 
-    async def _detect_then_start(self, watch: TargetWatch) -> None:
+    async def _detect(self) -> None:
         self.mesh_present = await self.control.run_blocking(place.sidecar, os.environ)
-        self._detected = True
+
+    async def _start_detected(self, watch: TargetWatch, detection: asyncio.Task[None]) -> None:
+        """A finding that comes later than the bound is heeded from the next change of each target on."""
+        await asyncio.wait((detection,), timeout=DETECT_BOUND)
         watch.start()
 
     def _crashed(self, where: str, error: BaseException) -> None:
@@ -88,8 +98,6 @@ class ProcessRuntime:
 
 
 async def _sleep(seconds: float) -> None:
-    import asyncio
-
     await asyncio.sleep(seconds)
 
 
@@ -131,7 +139,7 @@ def leave(user: Any) -> None:
 def abandon(watches: list[TargetWatch]) -> None:
     """A Mesh was collected without close(): close its watches, and stop if it was the last. Takes no lock here."""
     runtime = _runtime
-    if runtime is not None and watches:
+    if runtime is not None:
         runtime.control.call(_close_abandoned, tuple(watches))
 
 

@@ -15,6 +15,11 @@ from meshlib.pickers.builtin import BUILTIN as PICKERS
 
 RESOLVER_GROUP = "meshlib.resolvers"
 PICKER_GROUP = "meshlib.pickers"
+#: What a plugin's object must have: the members of ResolverBuilder and PickerBuilder.
+_CONTRACTS = {
+    RESOLVER_GROUP: ("schemes", "build"),
+    PICKER_GROUP: ("name", "contract", "parse_config", "build"),
+}
 
 
 @lru_cache(maxsize=128)  # names are few; the bound only guards against names from annotations
@@ -54,12 +59,19 @@ def _load(kind: str, group: str, builtin: Mapping[str, str], name: str) -> Any:
     for entry in entries:
         if entry.name == name:
             try:
-                return entry.load()
+                found = entry.load()
             except (
                 Exception
             ) as error:  # a plugin is foreign code: whatever it raises makes this name unusable, no more
                 raise ConfigError(
                     f"{kind} {name!r}", f"the plugin {entry.value} failed to load: {error!r}"
                 ) from error
+            missing = [needed for needed in _CONTRACTS[group] if not hasattr(found, needed)]
+            if missing:
+                raise ConfigError(
+                    f"{kind} {name!r}",
+                    f"the plugin {entry.value} is no builder: it has no {', '.join(missing)}",
+                )
+            return found
     known = ", ".join(sorted({*builtin, *(entry.name for entry in entries)}))
     raise ConfigError(f"{kind} {name!r}", "unknown", f"known: {known}")

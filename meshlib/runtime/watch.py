@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
+import msgspec
+
 from meshlib.discovery.base import Resolver, Subscription
-from meshlib.errors import DiscoveryError, TargetError
+from meshlib.errors import DataError, DiscoveryError, TargetError
+from meshlib.model.address import AddressPolicy
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.service import ServiceType
 from meshlib.model.target import Target, TargetDefaults
@@ -46,8 +50,10 @@ class TargetWatch:
         spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
         sleep: Callable[[float], Awaitable[None]],
         sync_timeout: float,
+        policy: AddressPolicy = AddressPolicy(),  # noqa: B008 - immutable
     ) -> None:
         self._balancer = balancer
+        self._policy = policy
         self._resolver = resolver
         self._defaults = defaults
         self._lookup = lookup
@@ -57,9 +63,12 @@ class TargetWatch:
         self._hops: list[tuple[Target, Subscription]] = []
         self._tasks: list[asyncio.Task[Any]] = []
         self._stay: asyncio.Task[Any] | None = None
+        self._next: Target | None = None  #: where the last hop leads, until it is followed
         self._closed = False
 
     def start(self) -> None:
+        if self._closed:
+            return  # before it began
         target = self._balancer.target
         self._follow(target)
         if self._balancer.snapshot is None:
@@ -77,11 +86,11 @@ class TargetWatch:
             subscription.close()
         self._hops.clear()
 
-    def pods_refused(self) -> None:
-        """Start (or prolong) the stay at the Service address."""
+    def pods_refused(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Start the stay at the Service address, if ``endpoints`` (which refused) are still the set."""
         if self._closed:
             return
-        self._balancer.pods_refused()
+        self._balancer.pods_refused(endpoints)
         if self._stay is None or self._stay.done():
             self._stay = self._spawn(self._end_stay(), f"stay {self._balancer.target}")
 
@@ -93,13 +102,17 @@ class TargetWatch:
 
     def _follow(self, target: Target) -> None:
         depth = len(self._hops)
-        subscription = self._resolver(target.scheme).watch(
-            target, lambda update: self._updated(depth, update)
-        )
+        try:
+            subscription = self._resolver(target.scheme).watch(
+                target, lambda update: self._updated(depth, target, update)
+            )
+        except Exception as error:  # a setting it refuses, or a plugin: foreign code may raise anything
+            self._balancer.apply(Failure(error, hopeless=True))
+            return
         if not self._closed and len(self._hops) == depth:
             self._hops.append((target, subscription))
 
-    def _updated(self, depth: int, update: Update) -> None:
+    def _updated(self, depth: int, target: Target, update: Update) -> None:
         if self._closed or depth > len(self._hops):
             return
         if isinstance(update, Failure):
@@ -107,19 +120,20 @@ class TargetWatch:
                 self._balancer.apply(update)
             return  # an earlier hop keeps its last good answer, so the later one stays in force
         if isinstance(update, Snapshot) and update.service.type is ServiceType.EXTERNAL_NAME:
-            self._hop(depth, update)
+            self._hop(depth, target, update)
             return
         self._cut(depth + 1)
-        self._balancer.apply(update)
+        if depth and isinstance(update, Snapshot) and self._balancer.target.scheme == "k8s":
+            update = screened(update, self._policy)
+        self._balancer.apply(update, target)
 
-    def _hop(self, depth: int, update: Snapshot) -> None:
+    def _hop(self, depth: int, target: Target, update: Snapshot) -> None:
         try:
-            following = external_target(
-                update, self._hops[0][0] if self._hops else self._balancer.target, self._defaults
-            )
+            following = external_target(update, target, self._defaults)
         except TargetError as error:
             self._cut(depth + 1)
-            self._balancer.apply(Failure(error, hopeless=True))
+            # The Service was read and leads nowhere; that is an answer, and what it led to before is no longer meant.
+            self._balancer.apply(DoesNotExist(error.reason))
             return
         if depth + 1 < len(self._hops) and self._hops[depth + 1][0] == following:
             return
@@ -130,13 +144,16 @@ class TargetWatch:
             self._balancer.apply(DoesNotExist(f"ExternalName leads in a circle: {chain}"))
             return
         # This hop may be publishing from inside watch(), before its subscription is in the list: follow afterwards.
+        self._next = following
         self._tasks.append(self._spawn(self._follow_soon(depth, following), f"follow {following}"))
 
     async def _follow_soon(self, depth: int, target: Target) -> None:
-        if not self._closed and len(self._hops) == depth + 1:
+        if not self._closed and len(self._hops) == depth + 1 and self._next is target:
+            self._next = None
             self._follow(target)
 
     def _cut(self, depth: int) -> None:
+        self._next = None  # news of an earlier hop overtakes what was to be followed
         for _, subscription in self._hops[depth:]:
             subscription.close()
         del self._hops[depth:]
@@ -179,6 +196,31 @@ def external_target(snapshot: Snapshot, asked: Target, defaults: TargetDefaults)
     return Target.parse(
         f"{shown}:{port}" if _is_cluster_host(host, defaults) else f"dns:///{shown}:{port}", defaults
     )
+
+
+def screened(snapshot: Snapshot, policy: AddressPolicy) -> Snapshot | Failure:
+    """What an ExternalName of the cluster leads to, without the addresses that the policy refuses.
+
+    A name in a ``dns`` target is written by the caller, so ``localhost`` and the hosts file mean what they say there;
+    an ExternalName is written by whoever may edit Services, and must not lead to what listens on our own host.
+    """
+    slices, refused = [], None
+    for each in snapshot.slices:
+        good = []
+        for endpoint in each.endpoints:
+            try:
+                policy.check(endpoint.address)
+                good.append(endpoint)
+            except DataError as error:
+                refused = error
+        slices.append(msgspec.structs.replace(each, endpoints=tuple(good)))
+    if refused is None:
+        return snapshot
+    if not any(each.endpoints for each in slices):
+        return Failure(
+            DiscoveryError(f"the ExternalName leads to {snapshot.service.key}: {refused}"), hopeless=True
+        )
+    return replace(snapshot, slices=tuple(slices), skipped=snapshot.skipped + 1)
 
 
 def _is_cluster_host(host: str, defaults: TargetDefaults) -> bool:

@@ -1,8 +1,9 @@
 """FakeApiServer: an API server on a raw asyncio socket that can misbehave on demand.
 
 It lists and watches Services, EndpointSlices and Endpoints like a real one (versions, bookmarks, 410, selectors),
-and every fault that a real one does not produce on demand is a reaction to a request: see ``react``. It speaks
-plain HTTP on loopback, runs on the loop that starts it, and never on its own clock, so it also works in virtual time.
+and every fault that a real one does not produce on demand is a reaction to a request: see ``react``. It speaks HTTP
+(``tls``: HTTPS) on loopback, runs on the loop that starts it, and never on its own clock, so it also works in virtual
+time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,11 +88,22 @@ class Connection:
 Reaction = Callable[[Request, Connection], Awaitable[bool]]
 
 
+@dataclass(frozen=True)
+class _Change:
+    """What happened to one object. ``old``: before; ``new``: after, both of the new version; None: there was none."""
+
+    version: int
+    old: dict[str, Any] | None
+    new: dict[str, Any] | None
+
+
 @dataclass
 class _Store:
     objects: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    history: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
-    watchers: list[asyncio.Queue[bytes | None]] = field(default_factory=list)
+    history: list[_Change] = field(default_factory=list)
+    watchers: list[asyncio.Queue[_Change | bytes | None]] = field(
+        default_factory=list
+    )  #: bytes: to be sent as is
 
 
 def status(code: int, reason: str = "", message: str = "", **more: Any) -> dict[str, Any]:
@@ -108,17 +121,20 @@ class FakeApiServer:
         self.resource_version = 100
         self.compacted = 0  #: watches from versions below get 410
         self.port = 0
+        self.tls: ssl.SSLContext | None = None  #: looked at by ``start``
         self._stores = {name: _Store() for name in _KINDS}
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         """Listen; after ``refuse`` on the same port again."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=1 << 20)
+        self._server = await asyncio.start_server(
+            self._accept, "127.0.0.1", self.port, limit=1 << 20, ssl=self.tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:
@@ -143,15 +159,13 @@ class FakeApiServer:
         meta = {**obj["metadata"], "resourceVersion": str(self.resource_version)}
         new = {**obj, "metadata": meta}
         key = (meta["namespace"], meta["name"])
-        self._record(store, "MODIFIED" if key in store.objects else "ADDED", new)
+        self._record(store, store.objects.get(key), new)
         store.objects[key] = new
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         store = self._store(kind)
         self.resource_version += 1
-        old = store.objects.pop((namespace, name))
-        gone = {**old, "metadata": {**old["metadata"], "resourceVersion": str(self.resource_version)}}
-        self._record(store, "DELETED", gone)
+        self._record(store, store.objects.pop((namespace, name)), None)
 
     def service(self, namespace: str, name: str, port: int = 80, **spec: Any) -> None:
         ports = [{"name": "http", "port": port, "targetPort": 8080, "protocol": "TCP"}]
@@ -207,8 +221,7 @@ class FakeApiServer:
 
     def send(self, resource: str, raw: bytes | Mapping[str, Any]) -> None:
         """A line, or raw bytes, to every open watch of a resource (``endpointslices``)."""
-        # Without a space after the colon, which tells it from the lines that selectors apply to.
-        data = raw if isinstance(raw, bytes) else json.dumps(raw, separators=(",", ":")).encode() + b"\n"
+        data = raw if isinstance(raw, bytes) else _line(raw)
         for queue in self._stores[resource].watchers:
             queue.put_nowait(data)
 
@@ -233,11 +246,13 @@ class FakeApiServer:
     def _store(self, kind: str) -> _Store:
         return next(self._stores[name] for name, each in _KINDS.items() if each == kind)
 
-    def _record(self, store: _Store, kind: str, obj: dict[str, Any]) -> None:
-        store.history.append((self.resource_version, kind, obj))
-        line = json.dumps({"type": kind, "object": obj}).encode() + b"\n"
+    def _record(self, store: _Store, old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
+        if old is not None:
+            old = {**old, "metadata": {**old["metadata"], "resourceVersion": str(self.resource_version)}}
+        change = _Change(self.resource_version, old, new)
+        store.history.append(change)
         for queue in store.watchers:
-            queue.put_nowait(line)
+            queue.put_nowait(change)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -310,10 +325,10 @@ class FakeApiServer:
         if since < self.compacted:
             await connection.answer(410, status(410, "Expired", f"too old resource version: {since}"))
             return True
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        for version, kind, obj in store.history:
-            if version > since:
-                queue.put_nowait(json.dumps({"type": kind, "object": obj}).encode() + b"\n")
+        queue: asyncio.Queue[_Change | bytes | None] = asyncio.Queue()
+        for change in store.history:
+            if change.version > since:
+                queue.put_nowait(change)
         store.watchers.append(queue)
         leaving = asyncio.create_task(connection.gone())
         try:
@@ -326,10 +341,11 @@ class FakeApiServer:
                 if not taking.done():
                     taking.cancel()
                     await asyncio.wait({taking})
-                line = taking.result() if taking.done() and not taking.cancelled() else None
-                if line is None:
+                taken = taking.result() if taking.done() and not taking.cancelled() else None
+                if taken is None:
                     break
-                if not line.startswith(b'{"type": "') or self._for_watch(request, namespace, line):
+                line = taken if isinstance(taken, bytes) else self._event(request, namespace, taken)
+                if line:
                     await connection.chunk(line)
             if not leaving.done():
                 await connection.chunk(b"")
@@ -340,11 +356,16 @@ class FakeApiServer:
             await asyncio.gather(leaving, return_exceptions=True)
         return False
 
-    def _for_watch(self, request: Request, namespace: str, line: bytes) -> bool:
-        try:
-            event = json.loads(line)
-            if event["type"] not in ("ADDED", "MODIFIED", "DELETED"):
-                return True
-            return self._selects(request, namespace, event["object"])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return True  # a scripted line, meant to be odd
+    def _event(self, request: Request, namespace: str, change: _Change) -> bytes:
+        """The line for a watch; b"": none. An object that leaves the selector is DELETED for it, as it was before."""
+        old, new = (
+            each if each is not None and self._selects(request, namespace, each) else None
+            for each in (change.old, change.new)
+        )
+        if new is not None:
+            return _line({"type": "MODIFIED" if old is not None else "ADDED", "object": new})
+        return _line({"type": "DELETED", "object": old}) if old is not None else b""
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    return json.dumps(event).encode() + b"\n"

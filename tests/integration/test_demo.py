@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
@@ -81,6 +86,35 @@ def test_plain_output_tells_the_story_and_the_summary() -> None:
         assert part in done.stdout
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("columns", [100, 30])
+def test_a_terminal_gets_a_live_table(columns: int) -> None:
+    """On a terminal, a narrow one too: columns that are drawn again in place, then the story and the summary."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
+    running = subprocess.Popen(demo(), stdin=its, stdout=its, stderr=its, env=environ)
+    os.close(its)
+    parts = []
+    try:
+        with contextlib.suppress(OSError):  # EIO: the other side was closed
+            while part := os.read(ours, 65536):
+                parts.append(part)
+        assert running.wait(30) == 0
+    finally:
+        os.close(ours)
+        if running.poll() is None:
+            running.kill()
+            running.wait()
+    text = b"".join(parts).decode()
+    assert "Traceback" not in text
+    live, _, end = text.partition("summary")
+    assert live.count("\x1b[1A\x1b[2K") > 50  # the line above, erased: drawn again, many times
+    if columns == 100:
+        for word in ("endpoint", "share", "in flight", "p50", "p99", "errors", "five", "joined", "█"):
+            assert word in live
+    assert "requests" in end
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")

@@ -451,6 +451,23 @@ def test_close_ends_everything(mesh: Shop, backends: Backends) -> None:
     use(mesh, body)
 
 
+def test_calls_after_close_say_so_whatever_the_set_is(mesh: Shop) -> None:
+    """No endpoint known, or known that there is none: a closed channel is still what the caller hears of."""
+
+    async def body(channel: Any) -> None:
+        method = channel.unary_unary(UU)
+        with pytest.raises(grpc.aio.AioRpcError):  # so that this loop has what it needs for calls
+            await method(b"x", timeout=0.1)
+        await channel.close()
+        with pytest.raises(grpc.aio.UsageError):
+            method(b"x", wait_for_ready=True)
+
+    use(mesh, body)
+    mesh.serve([])
+    mesh.known()
+    use(mesh, body)
+
+
 def test_close_with_grace_lets_calls_finish(mesh: Shop, backends: Backends) -> None:
     """close(grace) waits for calls in flight."""
     (server,) = backends.grpc(1)

@@ -422,6 +422,19 @@ def test_close_ends_everything(mesh: Shop, backends: Backends) -> None:
     assert mesh.inflight == 0
 
 
+def test_calls_after_close_say_so_whatever_the_set_is(mesh: Shop) -> None:
+    """No endpoint known, or known that there is none: a closed channel is still what the caller hears of."""
+    for known in (False, True):
+        if known:
+            mesh.serve([])
+            mesh.known()
+        channel = mesh.channel()
+        channel.close()
+        for call in (channel.unary_unary(UU), channel.unary_unary(UU).future, channel.unary_stream(US)):
+            with pytest.raises(ValueError, match="closed"):
+                call(b"x", wait_for_ready=True)
+
+
 def test_exceptions_of_the_request_iterator_end_the_call(mesh: Shop, backends: Backends) -> None:
     """A request iterator that raises ends the call as it does in grpc, and frees the count."""
     mesh.serve(backends.grpc(1))
@@ -561,7 +574,7 @@ def test_rolling_restart_loses_no_call(mesh: Shop, backends: Backends) -> None:
     with ThreadPoolExecutor(4) as threads:
         workers = [threads.submit(work, kind) for kind in kinds]
         for server in (*servers, *servers):
-            server.stop(5)
+            server.stop(30)
             time.sleep(0.05)
             server.start()
             served = server.requests
@@ -678,6 +691,17 @@ def test_a_dropped_channel_lets_go_of_its_connections(mesh: Shop, backends: Back
     del channel
     gc.collect()
     eventually(lambda: not connections())
+    channel = meshlib.grpc.insecure_channel(TARGET, mesh=mesh.mesh)
+    states: list[grpc.ChannelConnectivity] = []
+    channel.subscribe(states.append, try_to_connect=True)
+    eventually(lambda: grpc.ChannelConnectivity.READY in states)
+    del channel
+
+    def gone() -> bool:  # the helper thread of the subscription ends first
+        gc.collect()
+        return not connections()
+
+    eventually(gone)
 
 
 def _established(line: str, port: int) -> bool:

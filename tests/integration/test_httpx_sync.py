@@ -17,11 +17,13 @@ from meshlib.clients.httpx import MeshTransport, unwrap, wrap
 from meshlib.clients.httpx.body import settle_abandoned
 from meshlib.clients.httpx.flavour import load
 from meshlib.clients.httpx.pool import HASH_KEY_EXTENSION, MeshPool
+from meshlib.discovery.dns import lookup
 from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
 from meshlib.pickers.hash_key import parse_hash_key
 from meshlib.runtime.config import load_config
 from meshlib.runtime.mesh import Mesh
 from meshlib.runtime.process import Generation
+from meshlib.testing.manual import ManualResolver
 from tests.components.backends import Backends, HttpBackend
 from tests.unit.clients_httpx.fakes import FakeHandle, sync_transport
 
@@ -480,3 +482,34 @@ def test_wrapped_client_balances_what_is_ours_only(backends: Backends) -> None:
         assert client.get(other.url).status_code == 200
         assert eventually(lambda: not any(server.connections for server in servers))
     assert other.requests == 2
+
+
+def test_the_way_by_dns_ends_when_discovery_speaks(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller whose own bound is shorter than the common one goes by DNS; what it opened there is given up later."""
+    bare, pod = backends.http(2)
+
+    async def addresses(host: str, context: object, timeout: float) -> tuple[str, ...]:
+        return (bare.host,)
+
+    monkeypatch.setattr(lookup, "addresses", addresses)
+    resolver = ManualResolver("k8s")
+    config = load_config({"sync_timeout": 60, "address": {"allow_loopback": True}}, environ={})
+    target = f"k8s:///orders.shop:{bare.port}"
+    with (
+        Mesh(config=config, resolvers={"k8s": resolver}) as mesh,
+        httpx.Client(transport=MeshTransport(target, mesh=mesh)) as client,
+    ):
+        handle = mesh.target(target)
+        handle.try_start()
+        assert eventually(lambda: handle.balancer.dns_picker is not None)
+        reply = client.get(URL, timeout=httpx.Timeout(20, connect=0.5))
+        assert (reply.status_code, bare.requests) == (200, 1)
+        assert bare.connections
+        resolver.endpoints("shop/orders", [pod.address], port=bare.port)
+        assert eventually(lambda: handle.state.picker is not None)
+        assert eventually(lambda: not bare.connections)
+        for _ in range(3):
+            client.get(URL)
+        assert (bare.requests, pod.requests) == (1, 3)

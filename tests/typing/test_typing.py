@@ -62,3 +62,17 @@ def test_rejected(cache: Path) -> None:
                 expected.add((path.name, number, match[1]))
     assert expected
     assert errors_of(HERE / "rejected", cache) == expected
+
+
+@pytest.mark.xdist_group("typing")
+def test_plugins_of_the_page_fit_their_contracts(cache: Path, tmp_path: Path) -> None:
+    """A picker and a resolver copied from docs/extending.md pass --strict, as they are and as what they stand for."""
+    picker, resolver, use = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL
+    )
+    fits = "\nfrom meshlib.{} as contract\nchecked: contract = BUILDER\n"
+    (tmp_path / "first.py").write_text(picker + fits.format("pickers.base import PickerBuilder"))
+    (tmp_path / "registry.py").write_text(
+        resolver + fits.format("discovery.base import ResolverBuilder") + use
+    )
+    assert errors_of(tmp_path, cache) == set()

@@ -9,18 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import httpx
+import msgspec
 
 from meshlib.cli.doctor.findings import Finding, lack, note, ok
 from meshlib.discovery.kubernetes.credentials import Credentials, find_credentials
-from meshlib.discovery.kubernetes.rbac import SERVICES, SLICES, Subject, role_yaml
+from meshlib.discovery.kubernetes.rbac import ENDPOINTS, SERVICES, SLICES, Subject, role_yaml
 from meshlib.discovery.kubernetes.transport import open_transport
+from meshlib.discovery.kubernetes.versions import GROUP_PATH, SliceApi, choose
 from meshlib.errors import MeshError
 
 #: A question of doctor's may take this long, seconds: longer than an API server ever should, shorter than patience.
 TIMEOUT = 5.0
 _AREA = "kubernetes"
-_GROUPS = "/apis/discovery.k8s.io"
-_RESOURCES = {SLICES: "EndpointSlices", SERVICES: "Services"}
+_NAMES = {SLICES: "EndpointSlices", ENDPOINTS: "Endpoints", SERVICES: "Services"}
 
 
 async def check_cluster(
@@ -28,7 +29,7 @@ async def check_cluster(
 ) -> list[Finding]:
     """All findings about the API server; asks it a handful of small questions."""
     try:
-        credentials = await find_credentials(settings, environ, asyncio.to_thread, time.monotonic)
+        credentials = await find_credentials(settings, environ, asyncio.to_thread, time.monotonic, time.time)
     except MeshError as error:
         what = f"k8s targets cannot ask the API: {error}"
         if environ.get("KUBERNETES_SERVICE_HOST"):
@@ -64,43 +65,44 @@ async def _ask(
 ) -> list[Finding]:
     extensions = {"sni_hostname": credentials.tls.server_name} if credentials.tls.server_name else {}
     started = time.monotonic()
-    answer = await client.get(_GROUPS, extensions=extensions)
+    answer = await client.get(GROUP_PATH, extensions=extensions)
     took = (time.monotonic() - started) * 1000
     if answer.status_code == 401:
         return [
             lack(_AREA, "the API server refuses our credentials (401)", "renew the token or log in again")
         ]
     findings = [ok(_AREA, f"the API server answers ({took:.0f} ms)")]
-    versions = _versions(answer)
-    if versions:
-        findings.append(ok(_AREA, f"EndpointSlices are served as {', '.join(versions)}"))
-    else:
-        findings.append(note(_AREA, "EndpointSlices are not served; Endpoints are used instead"))
+    api, told = _slice_api(answer)
+    findings.append(told)
     for namespace in namespaces:
-        findings += await _rights(client, namespace, (versions or ["v1"])[0], extensions)
+        findings += await _rights(client, namespace, api, extensions)
     return findings
 
 
-def _versions(answer: httpx.Response) -> list[str]:
+def _slice_api(answer: httpx.Response) -> tuple[SliceApi, Finding]:
+    """Where discovery will read endpoints, from what the server says of the group; and that as a finding."""
+    if answer.status_code == 404:
+        return SliceApi.ENDPOINTS, note(_AREA, "EndpointSlices are not served; Endpoints are used instead")
     try:
-        return (
-            [str(entry["version"]) for entry in answer.json()["versions"]]
-            if answer.status_code == 200
-            else []
-        )
-    except (ValueError, LookupError, TypeError):
-        return []  # not the document that this path has on an API server
+        if answer.status_code != 200:
+            raise msgspec.ValidationError(f"HTTP {answer.status_code}")
+        api = choose(answer.content)
+    except msgspec.MsgspecError as error:
+        return SliceApi.V1, note(_AREA, f"{GROUP_PATH} does not tell its versions ({error}); asking for v1")
+    return api, ok(_AREA, f"endpoints are served as {api.value}")
 
 
 async def _rights(
-    client: httpx.AsyncClient, namespace: str, version: str, extensions: dict[str, str]
+    client: httpx.AsyncClient, namespace: str, api: SliceApi, extensions: dict[str, str]
 ) -> Iterable[Finding]:
     """A real list of one item, and the API server's own review for the watch, of each kind that discovery reads."""
+    endpoints = ENDPOINTS if api is SliceApi.ENDPOINTS else SLICES
+    wanted = (endpoints, SERVICES)
     missing: list[tuple[str, str]] = []
     subject: Subject | None = None
-    for resource, name in _RESOURCES.items():
+    for resource in wanted:
         group, plural = resource
-        root = f"/apis/{group}/{version}" if group else "/api/v1"
+        root = f"/apis/{api.value}" if group else "/api/v1"
         answer = await client.get(
             f"{root}/namespaces/{namespace}/{plural}", params={"limit": 1}, extensions=extensions
         )
@@ -111,13 +113,18 @@ async def _rights(
             subject = subject or Subject.from_forbidden_message(_message(answer))
         if answer.status_code not in (200, 403):
             return [
-                lack(_AREA, f"listing {name} in {namespace}: HTTP {answer.status_code}", _message(answer))
+                lack(
+                    _AREA,
+                    f"listing {_NAMES[resource]} in {namespace}: HTTP {answer.status_code}",
+                    _message(answer),
+                )
             ]
     if missing:
-        names = " and ".join(_RESOURCES[resource] for resource in missing)
-        fix = "kubectl apply -f - <<'EOF'\n" + role_yaml(namespace, subject, tuple(missing)) + "EOF"
+        names = " and ".join(_NAMES[resource] for resource in missing)
+        # The whole Role, though only a part lacks: applying it replaces the Role of that name that is there.
+        fix = "kubectl apply -f - <<'EOF'\n" + role_yaml(namespace, subject, wanted) + "EOF"
         return [lack(_AREA, f"no right to list and watch {names} in namespace {namespace}", fix)]
-    return [ok(_AREA, f"may list and watch EndpointSlices and Services in namespace {namespace}")]
+    return [ok(_AREA, f"may list and watch {_NAMES[endpoints]} and Services in namespace {namespace}")]
 
 
 async def _may_watch(

@@ -79,6 +79,8 @@ def command(output: str, exit_code: bool, namespaces: tuple[str, ...], kubeconfi
       kubectl exec deploy/web -- python -m meshlib doctor -n shop
     """
     config = command_config(kubeconfig=kubeconfig, context=context)
+    for namespace in namespaces:
+        command_config(namespace=namespace)  # exits when it is no name: it becomes part of a path
     findings = examine(config, namespaces)
     found = report(config, findings)
     if output == "json":

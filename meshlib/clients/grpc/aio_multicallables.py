@@ -51,6 +51,8 @@ class AioMultiCallable:
     ) -> Any:
         """Start now on an endpoint that is connected; else in a task, which connects and may have to move on."""
         pool = self._pool()
+        if pool.closed:
+            raise grpc.aio.UsageError("Channel is closed.")
         key = self._key(metadata) if self._key is not None else None
         lease: Lease | None
         try:

@@ -76,12 +76,13 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
 
     def begin(self, lease: Lease | None, timeout: float | None) -> None:
         """Start on ``lease``, or wait for one in a helper thread. Raises what grpc raises at once (bad request)."""
+        if self._owner.closed.is_set():
+            if lease is not None:
+                lease.done()
+            raise ValueError("Cannot invoke RPC: Channel closed!")  # the words of calls that do not block
         if lease is None:
             self._wait(0.0)
             return
-        if self._owner.closed.is_set():
-            lease.done()
-            raise ValueError("Cannot invoke RPC: Channel closed!")  # the words of calls that do not block
         attempt = self._launch(lease, timeout)
         self._attempt = attempt
         self._watch(attempt)

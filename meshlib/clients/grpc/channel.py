@@ -148,6 +148,11 @@ class MeshChannel(grpc.Channel):
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        connectivity = getattr(self, "_connectivity", None)
+        if connectivity is not None:
+            connectivity.abandoned = True
+
     def __repr__(self) -> str:
         transports = self._pool.transports()
         inflight = sum(transport.calls for transport in transports)

@@ -61,6 +61,9 @@ class Connectivity:
         self._connect = False
         self._running = False
         self._wake = new_event()
+        #: The channel was dropped without close(): the helper thread ends at its next look. Set by a finalizer, which
+        #: may take no lock.
+        self.abandoned = False
 
     def subscribe(self, callback: Callback, try_to_connect: bool | None = None) -> None:
         """Call ``callback`` with the state now and with every later one, in order."""
@@ -100,7 +103,7 @@ class Connectivity:
         tried: set[Subchannel] = set()
         while True:
             with self._lock:
-                if not self._subscribers:
+                if not self._subscribers or self.abandoned:
                     self._running = False
                     return
                 connect = self._connect

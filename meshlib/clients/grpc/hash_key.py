@@ -14,14 +14,17 @@ HashKey = Callable[[Any], "str | bytes | None"]
 KeyFunction = HashKey
 
 
-def key_function(handle: TargetHandle, given: HashKey | None = None) -> KeyFunction | None:
-    """How the calls of a channel find their key; None: no policy wants one. ``given`` in code wins over the setting."""
+def key_function(handle: TargetHandle, given: HashKey | None = None) -> KeyFunction:
+    """How the calls of a channel find their key. ``given`` in code wins over the setting, which may change live."""
     if given is not None:
         return given
-    spec = handle.hash_key
-    if spec is None:
-        return None
-    if spec.source is HashKeySource.CLIENT:
-        identity = client_identity()
-        return lambda metadata: identity
-    return lambda metadata: spec.from_metadata(metadata) if metadata is not None else None
+
+    def key(metadata: Any) -> str | bytes | None:
+        spec = handle.hash_key
+        if spec is None:
+            return None
+        if spec.source is HashKeySource.CLIENT:
+            return client_identity()
+        return spec.from_metadata(metadata) if metadata is not None else None
+
+    return key

@@ -106,6 +106,8 @@ class MultiCallable:
         lease = self._pick_now(metadata)
         attempts: Attempts | None = None
         if lease is None:
+            if self.closed.is_set():
+                raise ValueError("Cannot invoke RPC on closed channel!")
             attempts = self._attempts(timeout, metadata, wait_for_ready)
             lease = self._wait(attempts)
             timeout = attempts.remaining()

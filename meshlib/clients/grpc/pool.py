@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from meshlib.clients.grpc.options import endpoint_target
 from meshlib.clients.grpc.transport import Transport
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.lease import Lease, ServiceLease
-from meshlib.runtime.primitives import new_event, new_lock
+from meshlib.runtime.primitives import new_event, new_lock, start_helper
 from meshlib.runtime.process import rebuild_after_fork
 
 #: Channels inherited over a fork. They stay referenced until exit: closing or collecting them in the child would end
@@ -36,6 +37,8 @@ class Pool:
         self._lock = new_lock()
         self._transports: dict[Subchannel, Transport] = {}
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._closing: deque[Transport] = deque()
+        self._closer = new_lock()  #: held while a helper thread closes what is in ``_closing``
         self.closed = new_event()
         rebuild_after_fork(self)
 
@@ -73,11 +76,13 @@ class Pool:
 
     def after_fork(self) -> None:
         """In a forked child: forget everything inherited, close nothing. Takes no lock."""
-        _graveyard.append(self._transports)
+        _graveyard.append((self._transports, self._closing))
         users = list(self._users)
         was_closed = self.closed.is_set()
         self._lock = new_lock()
         self._transports = {}
+        self._closing = deque()
+        self._closer = new_lock()
         self._users = weakref.WeakSet()
         self.closed = new_event()
         if was_closed:
@@ -121,5 +126,29 @@ class Pool:
         return transport
 
     def _shut(self, transport: Transport) -> None:
-        self._forget(transport.subchannel, transport)
-        transport.channel.close()
+        """Close a drained channel in a helper thread. Called where its last call ended, which mostly is the channel's
+        own thread: grpcio's close() waits for events of that call that only this thread can take in, such as the end
+        of the responses that came after the status, so it would wait for ever. Takes no lock: it may be a finalizer.
+        """
+        self._closing.append(transport)
+        self._start_closer()
+
+    def _start_closer(self) -> None:
+        if self._closer.acquire(blocking=False):
+            try:
+                start_helper("grpc-close", self._close_drained)
+            except (
+                RuntimeError
+            ):  # no thread to be had, as at interpreter exit: the next one that ends closes both
+                self._closer.release()
+
+    def _close_drained(self) -> None:
+        try:
+            while self._closing:
+                transport = self._closing.popleft()
+                self._forget(transport.subchannel, transport)
+                transport.channel.close()
+        finally:
+            self._closer.release()
+        if self._closing:  # came between the last look and the release
+            self._start_closer()

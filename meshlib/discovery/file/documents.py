@@ -23,6 +23,10 @@ MAX_ALIASED: Final = 100_000
 #: Kubernetes objects nest about ten deep; the limit keeps hostile nesting from the interpreter's own.
 MAX_DEPTH: Final = 100
 
+#: Digits of the largest number in a manifest: all of Kubernetes' have at most 64 bits. Python does not even print one
+#: of 4,301 digits, so what is beyond ends here.
+MAX_DIGITS: Final = 20
+
 _Loader: Any = getattr(
     yaml, "CSafeLoader", yaml.SafeLoader
 )  # libyaml is about ten times faster, where it is there
@@ -81,8 +85,14 @@ def _json(text: str) -> Any:
             raise DataError(f"line {line}", f"the key {twice!r:.80} stands twice")
         return found
 
+    def integer(digits: str) -> int:
+        if len(digits) > MAX_DIGITS:
+            line = text.count("\n", 0, max(0, text.find(digits))) + 1
+            raise DataError(f"line {line}", f"a number of more than {MAX_DIGITS} digits")
+        return int(digits)
+
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique, parse_int=integer)
     except json.JSONDecodeError as error:
         raise DataError(f"line {error.lineno}", f"not JSON: {error.msg}") from None
     except RecursionError:
@@ -243,9 +253,12 @@ class _Builder:
         kind = node.tag.removeprefix(_TAG)
         if kind in ("null", "bool", "int", "float"):
             try:
-                return self._loader.construct_object(node)
+                value = self._loader.construct_object(node)
             except (ValueError, KeyError, OverflowError):
                 raise _error(node, f"{node.value!r:.80} is not a YAML {kind}") from None
+            if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+                raise _error(node, f"a number of more than {MAX_DIGITS} digits")
+            return value
         if kind not in ("str", "timestamp", "value", "binary"):
             raise _error(node, f"the tag {node.tag!r:.80} has no meaning in a manifest")
         return node.value

@@ -19,9 +19,13 @@ from meshlib.discovery.kubernetes.transport import (
     TransportFactory,
     open_transport,
     send,
+    to_the_end,
 )
 from meshlib.errors import DataError, MeshError
 from meshlib.model.envelope import ListEnvelope, list_from_json
+
+#: Seconds for a probe, body included: one probe stands for all requests of the process, so one that drips must end.
+PROBE_TIMEOUT = 30.0
 
 
 class _Connection:
@@ -39,7 +43,7 @@ class _Connection:
 
     async def close_if_unused(self) -> None:
         if self.retired and self.users == 0:
-            await self.transport.aclose()
+            await to_the_end(self.transport.aclose())
 
 
 class WatchStream:
@@ -159,7 +163,12 @@ class ApiServer:
         """A small document that is served from memory: its answer does not show that lists and watches work."""
         ticket = await self._admit()
         try:
-            body = await self._get(path, {}, what)
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                body = await self._get(path, {}, what)
+        except TimeoutError:
+            fault = Fault(FaultKind.UNREACHABLE, f"{what}: not complete within {PROBE_TIMEOUT:.0f} s")
+            self._settle(ticket, fault)
+            raise RequestFailed(fault) from None
         except RequestFailed as error:
             self._settle(ticket, error.fault if error.fault.kind in GATE_KINDS else None)
             raise
@@ -216,8 +225,10 @@ class ApiServer:
         try:
             return await answer.body(MAX_LIST)
         finally:
-            await answer.close()
-            await connection.release()
+            try:
+                await answer.close()
+            finally:
+                await connection.release()
 
     async def _send(self, path: str, params: Mapping[str, str], what: str) -> tuple[Answer, _Connection]:
         credentials = self.credentials
@@ -225,7 +236,7 @@ class ApiServer:
             await credentials.refresh()
         except MeshError as error:
             raise RequestFailed(Fault(FaultKind.UNAUTHORIZED, f"{what}: {error}")) from None
-        token = credentials.token
+        shown = (credentials.token, credentials.tls)
         try:
             return await self._send_once(path, params, what)
         except RequestFailed as failed:
@@ -235,7 +246,7 @@ class ApiServer:
                 await credentials.refresh(force=True)
             except MeshError as error:
                 raise RequestFailed(Fault(FaultKind.UNAUTHORIZED, f"{what}: {error}")) from None
-            if credentials.token == token:
+            if (credentials.token, credentials.tls) == shown:
                 text = (
                     f"{failed.fault.message}; the credentials ({credentials.description}) have no newer token"
                 )
@@ -273,8 +284,13 @@ class ApiServer:
         tls = credentials.tls
         try:
             transport = await self.context.run_blocking(self._transport_factory, tls, credentials.proxy)
-        except (ssl.SSLError, OSError, ValueError) as error:
-            text = f"{what}: the CA or client certificate of {credentials.description} is unusable: {error}"
+        except (
+            ssl.SSLError,
+            OSError,
+            ValueError,
+            ImportError,
+        ) as error:  # ImportError: a SOCKS proxy, no socksio
+            text = f"{what}: the CA, client certificate or proxy of {credentials.description} is unusable: {error}"
             raise RequestFailed(Fault(FaultKind.UNREACHABLE, text)) from None
         current, self._connection = self._connection, _Connection(transport, tls)
         if current is not None:

@@ -22,12 +22,11 @@ _MAX_FILE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TlsMaterial:
-    """What a TLS context is built from. Compared to notice a rotation."""
+    """What a TLS context is built from: the PEM data itself and not paths, so that comparing it shows a rotation."""
 
     ca_data: bytes = field(default=b"", repr=False)
-    ca_file: str = ""
-    cert_file: str = ""
-    key_file: str = ""
+    cert_data: bytes = field(default=b"", repr=False)
+    key_data: bytes = field(default=b"", repr=False)
     server_name: str = ""  #: verify this name instead of the URL's
     insecure: bool = False
 
@@ -75,7 +74,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """A credential file; OSError, also when it is too large to be one."""
     with path.open("rb") as file:
         data = file.read(_MAX_FILE + 1)
     if len(data) > _MAX_FILE:
@@ -84,7 +84,7 @@ def _read(path: Path) -> bytes:
 
 
 def _read_token(path: Path) -> str:
-    token = _read(path).decode("ascii").strip()
+    token = read_file(path).decode("ascii").strip()
     if not token:
         raise OSError(f"{path} is empty")
     if not token.isprintable() or " " in token:
@@ -137,11 +137,11 @@ class ServiceAccountCredentials:
         except (OSError, UnicodeDecodeError) as error:
             problems.append(_why(error, self._folder / "token"))
         try:
-            ca = _read(self._folder / "ca.crt")
+            ca = read_file(self._folder / "ca.crt")
         except OSError as error:
             problems.append(_why(error, self._folder / "ca.crt"))
         try:
-            namespace = _read(self._folder / "namespace").decode("ascii", "replace").strip()
+            namespace = read_file(self._folder / "namespace").decode("ascii", "replace").strip()
         except FileNotFoundError:
             pass  # only a convenience
         except OSError as error:
@@ -178,6 +178,7 @@ async def find_credentials(
     environ: Mapping[str, str],
     run_blocking: RunBlocking,
     now: Callable[[], float],
+    wall: Callable[[], float],
 ) -> Credentials:
     """The first source of decision D12: explicit, KUBECONFIG, in-cluster, ~/.kube/config.
 
@@ -198,12 +199,12 @@ async def find_credentials(
             found = NoCredentials(server, "api_server, without credentials")
     elif settings.get("kubeconfig"):
         path = str(settings["kubeconfig"])
-        found = await _kubeconfig(path, f"kubeconfig {path}", settings, run_blocking, now)
+        found = await _kubeconfig(path, f"kubeconfig {path}", settings, run_blocking, now, wall)
     elif settings.get("in_cluster"):
         found = _in_cluster(environ, folder, run_blocking, now)
     elif settings.get("allow_kubeconfig") and environ.get("KUBECONFIG"):
         path = environ["KUBECONFIG"]
-        found = await _kubeconfig(path, f"KUBECONFIG={path}", settings, run_blocking, now)
+        found = await _kubeconfig(path, f"KUBECONFIG={path}", settings, run_blocking, now, wall)
     elif (
         settings.get("in_cluster") is not False
         and environ.get("KUBERNETES_SERVICE_HOST")
@@ -216,7 +217,7 @@ async def find_credentials(
             raise DiscoveryError(
                 _nothing_found(environ, folder, home, bool(settings.get("allow_kubeconfig")))
             )
-        found = await _kubeconfig(str(home), str(home), settings, run_blocking, now)
+        found = await _kubeconfig(str(home), str(home), settings, run_blocking, now, wall)
     await found.refresh(force=True)
     return found
 
@@ -261,12 +262,11 @@ async def _kubeconfig(
     settings: Mapping[str, Any],
     run_blocking: RunBlocking,
     now: Callable[[], float],
+    wall: Callable[[], float],
 ) -> Credentials:
     # Here and not above: it imports the kubernetes package when it loads, 60 MB and half a second.
     from meshlib.discovery.kubernetes.kubeconfig import KubeconfigCredentials
 
     context = str(settings["context"]) if settings.get("context") else None
     allow_insecure = bool(settings.get("insecure_skip_tls_verify"))
-    found = KubeconfigCredentials(path, context, description, allow_insecure, run_blocking, now)
-    await found.load()
-    return found
+    return KubeconfigCredentials(path, context, description, allow_insecure, run_blocking, now, wall)

@@ -68,11 +68,17 @@ class Feed(Generic[T]):
     def start(self, name: str) -> None:
         self._task = self._api.context.spawn(self._driver.run(), name=f"k8s {name}")
 
-    async def stop(self) -> None:
-        """Ends at once; open connections are closed."""
+    def cancel(self) -> asyncio.Task[Any] | None:
+        """Begin to end; the returned task is over when open connections are closed."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
+        return task
+
+    async def stop(self) -> None:
+        """Ends at once; open connections are closed."""
+        task = self.cancel()
+        if task is not None:
             await asyncio.wait({task})
 
     @property
@@ -118,7 +124,8 @@ class Feed(Generic[T]):
         if self.fault is not None:
             self.fault = self._failed_at = None
             self._api.context.emit(SourceRecovered(self.source))
-            self._on_recovery()
+        # Also where nothing of ours failed: subscribers may have been told of the server's failure.
+        self._on_recovery()
 
     def skip(self, where: str, reason: str) -> None:
         self.reflector.counters.skipped += 1

@@ -14,7 +14,7 @@ from meshlib.discovery.kubernetes.api import ApiServer
 from meshlib.discovery.kubernetes.faults import Fault, FaultKind
 from meshlib.discovery.kubernetes.feed import Feed, SkipReport
 from meshlib.discovery.kubernetes.holding import Holding
-from meshlib.discovery.kubernetes.rbac import ENDPOINTS, SERVICES, SLICES, Subject, role_yaml
+from meshlib.discovery.kubernetes.rbac import ANONYMOUS, ENDPOINTS, SERVICES, SLICES, Subject, role_yaml
 from meshlib.discovery.kubernetes.reflector import Changed, Key, Reflector
 from meshlib.discovery.kubernetes.resources import Resource, Slices
 from meshlib.discovery.kubernetes.versions import SliceApi, Versions
@@ -37,6 +37,7 @@ class Watcher:
     def __init__(self, namespace: NamespaceWatch, target: Target, publish: Publish) -> None:
         self.target = target
         self.last: Update | None = None
+        self.facts: Update | None = None  #: the last that was no Failure
         self.published_at: float | None = None
         self._namespace = namespace
         self._publish = publish
@@ -46,6 +47,7 @@ class Watcher:
             return
         self.last = update
         if not isinstance(update, Failure):
+            self.facts = update
             self.published_at = now
         self._publish(update)
 
@@ -146,15 +148,16 @@ class NamespaceWatch:
             self._on_empty(self)
 
     async def stop(self) -> None:
+        """Ends all that runs here, at the same time: a request that is cancelled may take a moment to close its
+        connection, and whoever waits for its outcome must not send his own meanwhile."""
         self._api.listeners.discard(self._server_failed)
         if self._publisher is not None:
             self._publisher.cancel()
-            await asyncio.wait({self._publisher})
-        for feed in (self._services, self._slices, self._next):
-            if feed is not None:
-                await feed.stop()
-        for task in self._stopping:
-            await asyncio.wait({task})
+            await asyncio.wait({self._publisher, *self._stop_feeds()})
+
+    def _stop_feeds(self) -> set[asyncio.Task[Any]]:
+        feeds = [feed.cancel() for feed in (self._services, self._slices, self._next) if feed is not None]
+        return {task for task in (*feeds, *self._stopping) if task is not None}
 
     # -- the watches --------------------------------------------------------------------------------------------------
 
@@ -251,11 +254,15 @@ class NamespaceWatch:
 
     def _recovered(self) -> None:
         """What we have is current again: whoever was told of the failure gets it once more."""
-        self._dirty.update(self._states)
+        self._dirty.update(
+            name
+            for name, state in self._states.items()
+            if any(isinstance(each.last, Failure) for each in state.watchers)
+        )
         self._alarm.call()
 
     def _server_failed(self, fault: Fault) -> None:
-        """Somebody's request failed, and ours wait at the gate: those who know nothing yet need not wait for them."""
+        """Somebody's request failed, and ours wait at the gate: nobody need wait for them to hear of it."""
         self._dirty.update(self._states)
         self._alarm.call()
 
@@ -265,6 +272,18 @@ class NamespaceWatch:
                 return feed.fault
         return self._api.fault
 
+    def _failing(self, facts: Snapshot | DoesNotExist) -> Fault | None:
+        """Why ``facts`` may be out of date. Missing rights are no reason: there is nothing more to be known."""
+        has_slices = isinstance(facts, Snapshot) and facts.service.type is not ServiceType.EXTERNAL_NAME
+        for feed in (self._services, self._slices, self._next) if has_slices else (self._services,):
+            if feed is not None and not feed.live:
+                fault = (
+                    feed.fault or self._api.fault
+                )  # the server's: ours waits at the gate, behind another's probe
+                if fault is not None and fault.kind is not FaultKind.FORBIDDEN:
+                    return fault
+        return None
+
     def _failure(self, fault: Fault) -> Failure:
         return Failure(self._error(fault), hopeless=fault.kind in _HOPELESS or fault.refused)
 
@@ -272,6 +291,11 @@ class NamespaceWatch:
         if fault.kind is FaultKind.FORBIDDEN:
             wanted = ENDPOINTS if self._versions.chosen is SliceApi.ENDPOINTS else SLICES
             subject = Subject.from_forbidden_message(fault.message)
+            if subject == ANONYMOUS:  # a Role for everybody in the world is no fix
+                source = self._api.credentials.description
+                return AccessDenied(
+                    fault.message, f"the server does not know who we are, check the credentials: {source}"
+                )
             fix = role_yaml(self.namespace, subject, (wanted, SERVICES))
             return AccessDenied(f"{fault.message}\nApply this, it is picked up without a restart:", fix)
         if fault.kind is FaultKind.UNAUTHORIZED:
@@ -300,8 +324,14 @@ class NamespaceWatch:
     def _publish(self, name: str, state: _ServiceState, now: float) -> None:
         update = self._update(name, state)
         if update is not None:
+            failing = self._failing(update)
             for watcher in list(state.watchers):
-                watcher.tell(self._for_target(update, watcher.target), now)
+                shown = self._for_target(update, watcher.target)
+                # While something is wrong, the same facts again would say that it is over.
+                if failing is None or shown != watcher.facts:
+                    watcher.tell(shown, now)
+                if failing is not None and not isinstance(watcher.last, Failure):
+                    watcher.tell(self._failure(failing), now)
             return
         fault = self._fault()
         if fault is not None:

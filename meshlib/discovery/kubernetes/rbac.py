@@ -43,6 +43,10 @@ class Subject:
         return cls.from_user_name(user[1]) if user is not None else None
 
 
+#: Who a request without credentials comes from.
+ANONYMOUS = Subject("", "system:anonymous")
+
+
 def _rules(resources: Sequence[tuple[str, str]]) -> str:
     return "".join(
         f'- apiGroups: ["{group}"]\n  resources: ["{resource}"]\n  verbs: ["list", "watch"]\n'

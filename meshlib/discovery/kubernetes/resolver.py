@@ -86,8 +86,10 @@ class KubernetesResolver:
             await asyncio.wait({self._connecting})
         namespaces, self._namespaces = list(self._namespaces.values()), {}
         self._waiting.clear()
-        for namespace in namespaces:
-            await namespace.stop()
+        ending = [namespace.stop() for namespace in namespaces]
+        if self._versions is not None:
+            ending.append(self._versions.close())
+        await asyncio.gather(*ending)
         if self._stopping:
             await asyncio.wait(self._stopping)
         if self.api is not None:
@@ -107,7 +109,11 @@ class KubernetesResolver:
         while True:
             try:
                 return await find_credentials(
-                    settings, os.environ if environ is None else environ, context.run_blocking, context.now
+                    settings,
+                    os.environ if environ is None else environ,
+                    context.run_blocking,
+                    context.now,
+                    context.wall,
                 )
             except MeshError as error:
                 if self.problem != str(error):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 from urllib.parse import urlencode
@@ -64,16 +65,20 @@ def tls_context(tls: TlsMaterial) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if tls.ca_data:
-        context.load_verify_locations(cadata=tls.ca_data.decode("ascii", "replace"))
-    elif tls.ca_file:
-        context.load_verify_locations(cafile=tls.ca_file)
+        # Bundles carry comments in any language, and OpenSSL takes ASCII only.
+        context.load_verify_locations(cadata=tls.ca_data.decode("ascii", "ignore"))
     else:
         context.load_default_certs()
     if tls.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    if tls.cert_file:
-        context.load_cert_chain(tls.cert_file, tls.key_file or None)
+    if tls.cert_data:
+        # OpenSSL's reader wants a file; this one is readable for us only, and gone at once. The empty password keeps it
+        # from asking for one at the terminal.
+        with tempfile.NamedTemporaryFile(prefix="meshlib-") as file:
+            file.write(tls.cert_data + b"\n" + tls.key_data)
+            file.flush()
+            context.load_cert_chain(file.name, password="")
     return context
 
 
@@ -133,7 +138,8 @@ class Answer:
         return b"".join(parts)
 
     async def close(self) -> None:
-        await self._response.aclose()
+        """Also for a task that is cancelled meanwhile: half closed, the connection would be busy for ever."""
+        await to_the_end(self._response.aclose())
 
 
 async def _iterate(response: httpx.Response) -> AsyncIterator[bytes]:
@@ -202,6 +208,19 @@ async def _patiently(sending: Coroutine[Any, Any, httpx.Response]) -> httpx.Resp
             await asyncio.wait({task})
         if not task.cancelled() and task.exception() is None:
             await task.result().aclose()
+        raise
+
+
+async def to_the_end(closing: Coroutine[Any, Any, None]) -> None:
+    """Await what closes something; a cancellation that comes meanwhile is raised when it is closed."""
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=CANCEL_PATIENCE)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
         raise
 
 

@@ -66,6 +66,13 @@ class Versions:
             if asking.done() and self._asking is asking:
                 self._asking = None
 
+    async def close(self) -> None:
+        """End a question that is under way; nobody waits for its answer any more."""
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.cancel()
+            await asyncio.wait({asking})
+
     async def _ask(self, not_served: SliceApi | None) -> SliceApi:
         what = f"GET {GROUP_PATH}"
         try:

@@ -89,5 +89,5 @@ def _settings(text: str) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError('needs a JSON object, such as {"choices": 3}')
+        raise ValueError('needs a JSON object, such as {"slow_start_window": 30}')
     return value

@@ -41,7 +41,7 @@ def test_any_history_of_answers(history: list[tuple[Answer, float, float]]) -> N
         before = state.good
         change = state.feed(answer, now, random)
         delay = state.due - now
-        assert limits.floor <= delay + 1e-9 <= max(limits.ceiling, limits.backoff_last) + 1e-9
+        assert limits.floor - 1e-9 <= delay <= max(limits.ceiling, limits.backoff_last) + 1e-9
         if answer.kind is Kind.UNKNOWN:
             assert state.good is before
             assert change in (Change.FAILED, Change.NONE)

@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from meshlib import __version__
 from meshlib.cli.app import _COMMANDS, meshlib
+from meshlib.cli.exits import stop
+from meshlib.errors import DiscoveryError
 
 
 def test_version() -> None:
@@ -62,3 +64,11 @@ def test_bad_configuration_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(meshlib, ["check-url", "http://orders.shop.svc/"])
     assert result.exit_code == 2
     assert "MESHLIB_STRICT: needs true or false" in result.output
+
+
+def test_errors_send_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error may quote what an API server or a manifest says: a terminal is shown it, and not sent it."""
+    with pytest.raises(SystemExit) as caught:
+        stop(DiscoveryError("listing: \x1b[2J\x1b[31mall is well\nsecond line"))
+    assert caught.value.code == 3
+    assert capsys.readouterr().err == "error: listing: \\x1b[2J\\x1b[31mall is well\nsecond line\n"

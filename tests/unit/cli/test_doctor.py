@@ -18,6 +18,7 @@ from meshlib.cli.doctor.libraries import check_environment, check_libraries, che
 from meshlib.cli.doctor.place import check_config, check_names, check_place, config_values
 from meshlib.model.target import TargetDefaults
 from meshlib.runtime.config import load_config
+from meshlib.testing.fake_apiserver import Connection, FakeApiServer, Request
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
 SEARCH = TargetDefaults(search=("shop.svc.cluster.local", "svc.cluster.local"), ndots=5)
@@ -52,6 +53,14 @@ def test_lacks_decide_the_exit_code_when_asked(monkeypatch: pytest.MonkeyPatch) 
     result = CliRunner().invoke(meshlib, ["doctor"])
     assert result.exit_code == 0
     assert "unset GRPC_ENABLE_FORK_SUPPORT" in result.output
+
+
+@pytest.mark.parametrize("namespace", ["../../nodes", "a b", "Shop", "shop/orders"])
+def test_a_namespace_must_be_a_name(namespace: str) -> None:
+    """It is asked for in a path of the API server: what is no name is wrong usage, and nothing is asked."""
+    result = CliRunner().invoke(meshlib, ["doctor", "-n", "shop", "-n", namespace])
+    assert result.exit_code == 2
+    assert repr(namespace) in result.output
 
 
 def test_versions_are_listed() -> None:
@@ -157,3 +166,54 @@ def test_switched_off_is_noted() -> None:
     found = list(check_environment({"MESHLIB_DISABLED": "1"}))
     assert "MESHLIB_DISABLED is set" in texts(found, Level.NOTE)
     assert not list(check_environment({"MESHLIB_DISABLED": "0"}))
+
+
+async def ask(server: FakeApiServer) -> list[Finding]:
+    await server.start()
+    try:
+        return await check_cluster({"api_server": server.url}, {}, ["shop"])
+    finally:
+        await server.close()
+
+
+@pytest.mark.parametrize(
+    ("versions", "told"),
+    [
+        (("v1", "v1beta1"), "discovery.k8s.io/v1"),
+        (("v1beta1",), "discovery.k8s.io/v1beta1"),
+        (("v1beta1", "v1"), "discovery.k8s.io/v1"),
+        ((), "Endpoints are used instead"),
+        (("v2alpha1",), "v1 Endpoints"),
+    ],
+)
+def test_rights_are_asked_for_what_discovery_would_read(versions: tuple[str, ...], told: str) -> None:
+    """The same choice of version as discovery's, and nothing lacks where Endpoints do the work."""
+    server = FakeApiServer(versions)
+    found = asyncio.run(ask(server))
+    assert told in "\n".join(one.what for one in found)
+    assert texts(found, Level.LACK) == ""
+    lists = [request.path for request in server.requests if "/namespaces/shop/" in request.path]
+    group = "/api/v1" if "Endpoints" in told else f"/apis/{told}"
+    plural = "endpoints" if "Endpoints" in told else "endpointslices"
+    assert lists == [f"{group}/namespaces/shop/{plural}", "/api/v1/namespaces/shop/services"]
+
+
+@pytest.mark.parametrize(
+    ("code", "document"),
+    [(403, {}), (500, {}), (200, []), (200, {"versions": 5}), (200, {"kind": "APIGroup", "versions": [7]})],
+    ids=str,
+)
+def test_a_server_that_does_not_tell_its_versions(code: int, document: object) -> None:
+    """Closed, broken or senseless: a note, and the question is asked of v1."""
+
+    async def react(request: Request, connection: Connection) -> bool:
+        if request.path != "/apis/discovery.k8s.io":
+            return False
+        await connection.answer(code, json.dumps(document).encode())
+        return True
+
+    server = FakeApiServer()
+    server.react = react
+    found = asyncio.run(ask(server))
+    assert "does not tell its versions" in texts(found, Level.NOTE)
+    assert texts(found, Level.LACK) == ""

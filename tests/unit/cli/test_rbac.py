@@ -14,7 +14,7 @@ from meshlib.cli.app import meshlib
 def documents(*arguments: str) -> list[dict[str, Any]]:
     result = CliRunner().invoke(meshlib, ["rbac", *arguments])
     assert result.exit_code == 0, result.output
-    return list(yaml.safe_load_all(result.output))
+    return list(yaml.safe_load_all(result.stdout))
 
 
 def test_one_role_and_binding_per_namespace() -> None:
@@ -70,6 +70,16 @@ def test_network_policy_without_labels_and_networks() -> None:
     assert "to" not in spec["egress"][0]
 
 
+def test_the_danger_of_the_network_policy_is_told() -> None:
+    """A pod's first egress policy forbids it the rest: said on stderr, because the manifests go into a pipe."""
+    client = ("rbac", "--from", "web/frontend", "--to", "shop/orders")
+    result = CliRunner().invoke(meshlib, client)
+    assert "every pod of web" in result.stderr
+    assert "--no-network-policy" in result.stderr
+    assert "DNS" not in result.stdout
+    assert CliRunner().invoke(meshlib, [*client, "--no-network-policy"]).stderr == ""
+
+
 @pytest.mark.parametrize("value", ["true", "123", "1e3", "no", "null", "~x~"])
 def test_label_values_stay_text(value: str) -> None:
     """YAML must not read a label as another type; what is no label value is refused."""
@@ -79,7 +89,7 @@ def test_label_values_stay_text(value: str) -> None:
     if value == "~x~":
         assert result.exit_code == 2
     else:
-        policy = list(yaml.safe_load_all(result.output))[-1]
+        policy = list(yaml.safe_load_all(result.stdout))[-1]
         assert policy["spec"]["podSelector"]["matchLabels"] == {"app": value}
 
 

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from meshlib.pickers.base import PickInfo
+from meshlib.pickers.base import PickerContext, PickInfo
 from meshlib.pickers.least_connections import BUILDER, LeastConnections
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.testing.contracts import build, chi_square, chi_square_limit, send, subchannels
@@ -105,3 +105,25 @@ def test_index_stays_small() -> None:
         elif out:
             out.pop(random.randrange(len(out))).end()
     assert len(picker._index._heap) <= 4 * 20 + 65
+
+
+def test_a_request_may_end_in_the_middle_of_a_pick() -> None:
+    """A finalizer ends a request while its own thread picks: no lock to wait for, and the next pick knows of it."""
+    members = subchannels(3)
+    ended: list[Subchannel] = []
+
+    def random() -> float:
+        if out:
+            ended.append(out.pop())
+            ended[-1].end()
+        return 0.0
+
+    out: list[Subchannel] = []
+    picker = BUILDER.build(members, None, PickerContext(random=random, new_lock=threading.Lock))
+    out.extend(m for m in (picker.pick(), picker.pick(), picker.pick()) if m is not None)
+    picking = threading.Thread(target=picker.pick, daemon=True)
+    picking.start()
+    picking.join(10)
+    assert not picking.is_alive()
+    assert len(ended) == 1
+    assert picker.pick() is ended[0]

@@ -130,9 +130,11 @@ def test_a_failure_keeps_the_last_good_set() -> None:
     """No error of a control plane empties a set; it is visible as staleness."""
     bench = Bench()
     bench.balancer.apply(orders("10.0.0.1:8080"))
+    known_at, bench.time = bench.time, bench.time + 60.0
     bench.balancer.apply(Failure(OSError("refused"), hopeless=True))
     assert bench.picks() == {"10.0.0.1:8080"}
     assert str(bench.balancer.last_error) == "refused"
+    assert bench.balancer.updated_at == known_at  # the data is as old as it is, whoever failed to refresh it
 
 
 def test_a_known_empty_set_is_an_error_at_once() -> None:
@@ -304,7 +306,7 @@ def test_refused_pods_send_calls_to_the_service_address_until_the_set_changes() 
     """Sticky while the same pods are there; a new set is tried again."""
     bench = Bench()
     bench.balancer.apply(orders("10.0.0.1:8080"))
-    bench.balancer.pods_refused()
+    bench.balancer.pods_refused(bench.balancer.set.endpoints)
     assert bench.picks() == {f"{VIP}:80"}
     bench.balancer.apply(orders("10.0.0.1:8080"))
     assert bench.picks() == {f"{VIP}:80"}
@@ -316,7 +318,7 @@ def test_a_stay_at_the_service_address_ends() -> None:
     """try_pods_again goes back to the same pods."""
     bench = Bench()
     bench.balancer.apply(orders("10.0.0.1:8080"))
-    bench.balancer.pods_refused()
+    bench.balancer.pods_refused(bench.balancer.set.endpoints)
     bench.balancer.try_pods_again()
     assert bench.picks() == {"10.0.0.1:8080"}
 
@@ -357,3 +359,67 @@ def test_when_all_endpoints_are_new_none_of_them_ramps() -> None:
     bench.balancer.apply(orders())
     bench.balancer.apply(orders("10.0.0.1:8080", "10.0.0.2:8080"))
     assert {s.joined_at for s in bench.balancer.subchannels} == {float("-inf")}
+
+
+def test_a_failure_after_a_known_absence_changes_nothing() -> None:
+    """ "No such Service" is the last good answer too: an API server that goes away does not turn it into a guess."""
+    bench = Bench()
+    bench.balancer.dns_answered((Endpoint(address=VIP, port=80),))
+    bench.balancer.stop_waiting()
+    bench.balancer.apply(DoesNotExist("deleted"))
+    bench.balancer.apply(Failure(AccessDenied("watch broke"), hopeless=True))
+    assert isinstance(bench.error(), ServiceNotFound)
+    assert not bench.balancer.wants_dns
+
+
+def test_a_stay_that_ends_after_the_service_was_deleted_changes_nothing() -> None:
+    """The timer of the stay at the Service address, and a late answer through it, find that the Service is gone."""
+    bench = Bench()
+    bench.balancer.dns_answered((Endpoint(address=VIP, port=80),))
+    bench.balancer.stop_waiting()
+    bench.balancer.apply(orders("10.0.0.1:8080"))
+    bench.balancer.pods_refused(bench.balancer.set.endpoints)
+    bench.balancer.apply(DoesNotExist("deleted"))
+    bench.balancer.try_pods_again()
+    assert isinstance(bench.error(), ServiceNotFound)
+    bench.balancer.pods_refused(bench.balancer.set.endpoints)
+    assert isinstance(bench.error(), ServiceNotFound)
+
+
+def test_a_refusal_says_nothing_about_a_set_that_came_later() -> None:
+    """The pods of a rollout refused, then new ones came: the answer of the Service address must not bar those."""
+    bench = Bench()
+    bench.balancer.apply(orders("10.0.0.1:8080"))
+    refused = bench.balancer.set.endpoints
+    bench.balancer.apply(orders("10.0.0.2:8080"))
+    bench.balancer.pods_refused(refused)
+    assert bench.balancer.way is Way.PODS
+
+
+def test_endpoints_of_the_dns_fall_back_are_adopted_or_told_as_removed() -> None:
+    """Callers whose own bound ended early hold Subchannels of the fall-back: those must not be forgotten."""
+    bench = Bench()
+    bench.balancer.dns_answered((Endpoint(address=VIP, port=80), Endpoint(address="10.96.0.11", port=80)))
+    early = bench.balancer.dns_picker
+    assert early is not None
+    first, second = early.subchannels
+    bench.balancer.dns_answered((Endpoint(address=VIP, port=80),))
+    assert bench.removed == [second]
+    assert second.removed
+    bench.balancer.stop_waiting()
+    assert list(bench.balancer.subchannels) == [first]
+    bench.balancer.apply(orders("10.0.0.1:8080"))
+    assert bench.removed == [second, first]
+    assert bench.balancer.dns_picker is None
+
+
+def test_endpoints_of_the_dns_fall_back_leave_when_discovery_speaks_first() -> None:
+    """Knowledge within the bound: connections that were opened by way of DNS are given up."""
+    for update in (orders("10.0.0.1:8080"), orders(), DoesNotExist("deleted")):
+        bench = Bench()
+        bench.balancer.dns_answered((Endpoint(address=VIP, port=80),))
+        assert bench.balancer.dns_picker is not None
+        (early,) = bench.balancer.dns_picker.subchannels
+        bench.balancer.apply(update)
+        assert bench.removed == [early], update
+        assert bench.balancer.dns_picker is None

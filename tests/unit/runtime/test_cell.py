@@ -97,6 +97,20 @@ def test_a_waiter_of_a_closed_loop_does_not_disturb_publishing() -> None:
     suspended.close()
 
 
+def test_a_task_left_in_a_closed_loop_does_not_keep_others_from_being_woken() -> None:
+    """The same with a whole task suspended: its own wake-up cannot be scheduled any more, nobody else's suffers."""
+    cell = Cell()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(cell.wait_async(UNKNOWN, 60.0))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    woken = []
+    cell._waiters.add(lambda: woken.append(True))
+    cell.publish(State(error=_error))
+    assert woken
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # it was left behind on purpose
+
+
 def test_state_is_settled_by_a_picker_or_an_error_only() -> None:
     """ "Nothing known" is the one state that is worth waiting for."""
     make: Callable[[], Exception] = _error

@@ -6,7 +6,8 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,15 +21,20 @@ from meshlib.errors import (
     NotSynced,
     TargetError,
 )
-from meshlib.model.service import ServiceType
+from meshlib.model.events import EndpointsChanged, EntrySkipped, Event, SourceFailed
+from meshlib.model.service import ServiceType, TrafficPolicy
+from meshlib.model.slices import EndpointSlice, SliceEndpoint
 from meshlib.model.target import TargetDefaults
-from meshlib.model.update import DoesNotExist, Failure
+from meshlib.model.update import DoesNotExist, Failure, Snapshot
+from meshlib.pickers.base import Picker, PickerBuilder, PickerContext
+from meshlib.pickers.round_robin import BUILDER
 from meshlib.pickers.subchannel import Subchannel
-from meshlib.runtime import process
+from meshlib.runtime import place, process, registry
 from meshlib.runtime.config import load_config
 from meshlib.runtime.default import ready
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.mesh import Mesh
+from meshlib.runtime.observing import subscribe
 from meshlib.testing.manual import ManualResolver, snapshot
 
 TARGET = "k8s:///orders.shop:80"
@@ -335,7 +341,8 @@ def test_ready_waits_until_every_target_is_known(mesh: Mesh, resolver: ManualRes
     resolver.publish("shop/gone", DoesNotExist("no such Service"))
     asyncio.run(ready([TARGET, "k8s:///gone.shop:80"], mesh=mesh, timeout=5))
     with pytest.raises(NotSynced, match="silent"):
-        asyncio.run(ready([TARGET, "k8s:///silent.shop:80"], mesh=mesh, timeout=0.3))
+        asyncio.run(ready(["k8s:///silent.shop:80", "k8s:///later.shop:80"], mesh=mesh, timeout=0.3))
+    assert "later" in {target.name for target in resolver.watched}
 
 
 def test_status_shows_the_way_and_the_endpoints(mesh: Mesh, resolver: ManualResolver) -> None:
@@ -469,3 +476,277 @@ def test_one_resolver_serves_all_schemes_of_a_builder() -> None:
         assert addresses(mesh.target("dns:///orders.example:80")) == {"10.0.0.1:80"}
         assert addresses(mesh.target("dns+srv:///_http._tcp.orders.example")) == {"10.0.0.2:80"}
         assert len(process._runtime._resolvers) == 1  # type: ignore[union-attr]
+
+
+def test_an_annotation_gives_the_hash_key_live(resolver: ManualResolver) -> None:
+    """The Service's own hash key counts while nothing local says otherwise, and follows its edits."""
+    resolver.publish(
+        "shop/orders",
+        snapshot("shop/orders", ["10.0.0.1:80"], annotations=(("meshlib.dev/hash-key", "header:x-user"),)),
+    )
+    plain = load_config({"sync_timeout": 5}, environ={})
+    with Mesh(config=plain, resolvers={"k8s": resolver}) as mesh:
+        handle = mesh.target(TARGET)
+        assert handle.hash_key is None
+        handle.acquire(5).done()
+        assert str(handle.hash_key) == "header:x-user"
+        resolver.publish(
+            "shop/orders",
+            snapshot("shop/orders", ["10.0.0.1:80"], annotations=(("meshlib.dev/hash-key", "client"),)),
+        )
+        eventually(lambda: str(handle.hash_key) == "client")
+    local = load_config({"sync_timeout": 5, "hash_key": "header:x-local"}, environ={})
+    with Mesh(config=local, resolvers={"k8s": resolver}) as mesh:
+        handle = mesh.target(TARGET)
+        handle.acquire(5).done()
+        assert str(handle.hash_key) == "header:x-local"
+
+
+def test_ready_misses_no_news(mesh: Mesh, resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discovery speaks just after ready() looked: it must not wait for the next news, which may never come."""
+    handle = mesh.target(TARGET)
+    looks: list[bool] = []
+    real = TargetHandle.synced.fget
+    assert real is not None
+
+    def synced(self: TargetHandle) -> bool:
+        looks.append(real(self))
+        if len(looks) == 1:
+            resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+            eventually(lambda: self.state.settled)
+        return looks[-1]
+
+    eventually(lambda: (handle.try_start(), resolver.watched)[1])
+    monkeypatch.setattr(TargetHandle, "synced", property(synced))
+    asyncio.run(asyncio.wait_for(ready(TARGET, mesh=mesh, timeout=600), 20))
+    assert looks == [False, True]
+
+
+def test_a_dropped_mesh_that_only_asked_for_short_names_ends_too(
+    resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no watch to close, but the thread is there for it all the same."""
+
+    async def addresses(host: str, context: object, timeout: float) -> tuple[str, ...]:
+        return ()
+
+    monkeypatch.setattr(lookup, "addresses", addresses)
+    mesh: Mesh | None = Mesh(config=config(), resolvers={"k8s": resolver})
+    assert mesh is not None
+    told = threading.Event()
+    mesh.find_first((), lambda found: told.set())
+    assert told.wait(10)
+    runtime = process._runtime
+    assert runtime is not None
+    thread = runtime.control._thread
+    mesh = None
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_mesh_closed_while_it_enters_leaves_no_thread(
+    resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """close() came between the check and the registration: the thread that was started for it ends again."""
+    mesh = Mesh(config=config(), resolvers={"k8s": resolver})
+    enter = process.enter
+
+    def late(user: Mesh) -> process.ProcessRuntime:
+        mesh.close()
+        return enter(user)
+
+    monkeypatch.setattr(process, "enter", late)
+    with pytest.raises(MeshClosed):
+        mesh.find_first((), lambda found: None)
+    assert control_threads() == 0
+
+
+def test_an_answer_for_a_short_name_of_a_closed_mesh_is_dropped(pod_mesh: Mesh) -> None:
+    """DNS answers after close(), while another Mesh keeps the thread: no task may end by an exception for it."""
+    assert pod_mesh.for_url("http", "orders", None) is None
+    entry = pod_mesh._urls._entries["http", "orders", None]
+    found = entry.targets[0]
+    pod_mesh.close()
+    entry.handle = None  # the answer that this test gives late may have come in time as well
+    pod_mesh._urls._answered(entry, found)
+    assert entry.handle is None
+
+
+def test_targets_started_at_once_share_what_is_learned_of_our_place(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One Place for a Mesh: what one target's slices tell about our node holds for the others."""
+    made: list[int] = []
+    second = threading.Event()
+
+    def own_addresses(environ: object) -> tuple[str, ...]:
+        made.append(1)
+        second.wait(0.2)
+        return ("10.0.0.9",)
+
+    monkeypatch.setattr(place, "own_addresses", own_addresses)
+    threads = [
+        threading.Thread(target=mesh.target(f"k8s:///{name}.shop:80").try_start) for name in ("one", "two")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(made) == 1
+
+
+class BrokenBuilder:
+    """A plugin's picker that cannot cope with a set."""
+
+    name = "broken"
+    contract = BUILDER.contract
+
+    def parse_config(self, settings: Mapping[str, object], where: str) -> object:
+        return None
+
+    def build(self, subchannels: Sequence[Subchannel], config: object, context: PickerContext) -> Picker:
+        raise ZeroDivisionError("a plugin's mistake")
+
+
+def test_a_picker_that_cannot_be_built_does_not_stop_the_news(
+    resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default takes its place, and it is said: one broken plugin must not end a resolver that serves others."""
+    known = registry.picker_builder
+
+    def builders(name: str) -> PickerBuilder:
+        return BrokenBuilder() if name == "round_robin" else known(name)
+
+    monkeypatch.setattr("meshlib.runtime.factory.picker_builder", builders)
+    seen: list[Event] = []
+    unsubscribe = subscribe(seen.append)
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    with Mesh(config=config(), resolvers={"k8s": resolver}) as mesh:
+        handle = mesh.target(TARGET)
+        assert addresses(handle) == {"10.0.0.1:80"}
+        resolver.endpoints("shop/orders", ["10.0.0.2:80"])
+        eventually(lambda: addresses(handle) == {"10.0.0.2:80"})
+    unsubscribe()
+    told = [e for e in seen if isinstance(e, EntrySkipped)]
+    assert len(told) == 1
+    assert "a plugin's mistake" in told[0].reason
+
+
+def test_a_plain_pick_knows_the_client_as_its_key(resolver: ManualResolver) -> None:
+    """``hash_key = "client"`` holds for ``with target.pick()`` too: one process, one endpoint."""
+    resolver.endpoints("shop/orders", [f"10.0.0.{n}:80" for n in range(1, 21)])
+    settings = config(picker="maglev", hash_key="client", sync_timeout=5)
+    with Mesh(config=settings, resolvers={"k8s": resolver}) as mesh:
+        seen = set()
+        for _ in range(30):
+            with mesh.target(TARGET).pick() as endpoint:
+                seen.add(endpoint.authority)
+        assert len(seen) == 1
+
+
+def test_a_request_carried_over_a_fork_can_end(mesh: Mesh, resolver: ManualResolver) -> None:
+    """Another thread held an endpoint's lock at the moment of the fork: the child must not wait for it for ever."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    handle = mesh.target(TARGET)
+    lease = handle.acquire(5)
+    lease.subchannel.lock.__enter__()  # that other thread, which the child does not have
+    handle.after_fork()
+    ending = threading.Thread(target=lease.done, daemon=True)
+    ending.start()
+    ending.join(10)
+    assert not ending.is_alive()
+
+
+def test_detecting_a_mesh_does_not_hold_up_the_first_calls(
+    resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sidecar that accepts and never answers, helper threads that are all stuck: targets start all the same."""
+    stuck = threading.Event()
+
+    def sidecar(environ: object) -> str:
+        stuck.wait(60)
+        return ""
+
+    monkeypatch.setattr(place, "sidecar", sidecar)
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    with Mesh(config=config(sync_timeout=20), resolvers={"k8s": resolver}) as mesh:
+        try:
+            assert addresses(mesh.target(TARGET)) == {"10.0.0.1:80"}
+            assert addresses(mesh.target("k8s:///orders.shop:80", authority="another")) == {"10.0.0.1:80"}
+        finally:
+            stuck.set()
+
+
+def test_a_client_that_fails_to_let_go_disturbs_nobody(mesh: Mesh, resolver: ManualResolver) -> None:
+    """Closing a connection raised: the other clients are told all the same, news keeps coming, and it is said."""
+
+    class Broken:
+        def gone(self, subchannel: Subchannel) -> None:
+            raise OSError("closing failed")
+
+    class Sound:
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def gone(self, subchannel: Subchannel) -> None:
+            self.told.append(subchannel.endpoint.authority)
+
+    broken, sound = Broken(), Sound()
+    seen: list[Event] = []
+    unsubscribe = subscribe(seen.append)
+    resolver.endpoints("shop/orders", ["10.0.0.1:80", "10.0.0.2:80"])
+    handle = mesh.target(TARGET)
+    handle.on_removed(broken.gone)
+    handle.on_removed(sound.gone)
+    assert addresses(handle) == {"10.0.0.1:80", "10.0.0.2:80"}
+    resolver.endpoints("shop/orders", ["10.0.0.3:80"])
+    eventually(lambda: len(sound.told) == 2)
+    eventually(lambda: any(isinstance(e, EndpointsChanged) and e.total == 1 for e in seen))
+    unsubscribe()
+    assert sum(isinstance(e, SourceFailed) and "closing failed" in str(e.error) for e in seen) == 2
+
+
+def test_our_place_learned_elsewhere_ends_an_error_of_strict_too(
+    resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Local policy on an unknown node is an error under ``strict``; another Service's slices then tell the node."""
+    monkeypatch.setattr(place, "own_addresses", lambda environ: ("10.0.0.9",))
+
+    def on_node(service: str, address: str) -> Snapshot:
+        made = snapshot(
+            service, [address], internal_traffic_policy=TrafficPolicy.LOCAL, cluster_ips=("10.96.0.10",)
+        )
+        (slice_,) = made.slices
+        member = SliceEndpoint(address=slice_.endpoints[0].address, uid="uid", node="n1")
+        found = EndpointSlice(
+            namespace="shop",
+            name=slice_.name,
+            service=slice_.service,
+            family=4,
+            ports=slice_.ports,
+            endpoints=(member,),
+        )
+        return replace(made, slices=(found,))
+
+    resolver.publish("shop/orders", on_node("shop/orders", "10.0.0.1:80"))
+    with Mesh(config=config(sync_timeout=20), strict=True, resolvers={"k8s": resolver}) as mesh:
+        handle = mesh.target(TARGET)
+        with pytest.raises(NotSynced, match="our own place is unknown"):
+            handle.acquire(20)
+        resolver.publish("shop/mine", on_node("shop/mine", "10.0.0.9:80"))
+        mesh.target("k8s:///mine.shop:80").acquire(20).done()
+        eventually(lambda: handle.state.picker)
+        assert addresses(handle) == {"10.0.0.1:80"}
+
+
+def test_a_seed_keeps_its_age(mesh: Mesh, resolver: ManualResolver) -> None:
+    """What a forked child starts from is as old as it was in the parent."""
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    handle = mesh.target(TARGET)
+    handle.acquire(5).done()
+    known_since = handle.balancer.updated_at
+    resolver._last.clear()
+    handle.after_fork()
+    assert addresses(handle) == {"10.0.0.1:80"}
+    assert handle.balancer.updated_at == known_since

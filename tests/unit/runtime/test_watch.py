@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
-from meshlib.errors import NotSynced, ServiceNotFound
+import pytest
+
+from meshlib.discovery.base import Resolver
+from meshlib.errors import ConfigError, NotSynced, ServiceNotFound
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.events import Event
 from meshlib.model.service import Service, ServiceKey, ServicePort, ServiceType
@@ -195,6 +199,35 @@ def test_an_external_name_elsewhere_is_asked_of_dns() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("addresses", "left"),
+    [
+        (["127.0.0.1:80"], set()),
+        (["[::1]:80", "10.0.0.1:80"], {"10.0.0.1:80"}),
+        (["10.0.0.1:80"], {"10.0.0.1:80"}),
+    ],
+)
+def test_an_external_name_does_not_lead_to_our_own_host(addresses: list[str], left: set[str]) -> None:
+    """``localhost`` in a dns target is the caller's wish; in a Service it is that of whoever edits Services."""
+
+    async def scenario() -> None:
+        scene = Scene()
+        scene.resolver.publish("shop/orders", external("shop/orders", "localhost"))
+        scene.resolver.publish("localhost", snapshot("shop/x", addresses, port=80))
+        scene.watch.start()
+        await scene.clock.settle()
+        assert [t.name for t in scene.resolver.watched] == ["orders", "localhost"]
+        if left:
+            assert scene.addresses() == left
+        else:
+            await scene.clock.advance(1.0)
+            await scene.clock.settle()
+            assert isinstance(scene.error(), NotSynced)
+            assert "loopback" in str(scene.error())
+
+    run(scenario)
+
+
 def test_a_named_port_of_an_external_name_becomes_its_number() -> None:
     """The Service's port list tells the number; DNS knows no names."""
 
@@ -204,6 +237,45 @@ def test_a_named_port_of_an_external_name_becomes_its_number() -> None:
         scene.watch.start()
         await scene.clock.settle()
         assert scene.resolver.watched[-1].port == 8080
+        scene.resolver.endpoints("api.example.com", ["192.0.2.9:8080"], port=8080)
+        await scene.clock.settle()
+        assert scene.addresses() == {"192.0.2.9:8080"}
+
+    run(scenario)
+
+
+def test_a_chain_of_external_names_carries_the_number_on() -> None:
+    """The first Service tells what the port's name means; those behind it are asked for the number."""
+
+    async def scenario() -> None:
+        scene = Scene("k8s:///orders.shop:http")
+        scene.resolver.publish("shop/orders", external("shop/orders", "between.other.svc"))
+        between = external("other/between", "last.other.svc")
+        scene.resolver.publish("other/between", replace(between, service=replace(between.service, ports=())))
+        scene.resolver.endpoints("other/last", ["10.0.0.1:9090"], port=8080)
+        scene.watch.start()
+        await scene.clock.settle()
+        assert scene.addresses() == {"10.0.0.1:9090"}
+
+    run(scenario)
+
+
+def test_an_external_name_that_leads_nowhere_gives_up_what_it_led_to() -> None:
+    """Edited so that the asked port has no number: an error with the reason, not the old endpoints for ever."""
+
+    async def scenario() -> None:
+        scene = Scene("k8s:///orders.shop:http")
+        scene.resolver.endpoints("other/one", ["10.0.0.1:8080"], port=8080)
+        scene.resolver.publish("shop/orders", external("shop/orders", "one.other.svc"))
+        scene.watch.start()
+        await scene.clock.settle()
+        assert scene.addresses() == {"10.0.0.1:8080"}
+        edited = external("shop/orders", "one.other.svc")
+        scene.resolver.publish("shop/orders", replace(edited, service=replace(edited.service, ports=())))
+        await scene.clock.settle()
+        error = scene.error()
+        assert isinstance(error, ServiceNotFound)
+        assert "'http'" in str(error)
 
     run(scenario)
 
@@ -299,7 +371,7 @@ def test_the_stay_at_the_service_address_is_bounded() -> None:
         scene.resolver.publish("shop/orders", snapshot("shop/orders", ["10.0.0.1:8080"], cluster_ips=(VIP,)))
         scene.watch.start()
         await scene.clock.settle()
-        scene.watch.pods_refused()
+        scene.watch.pods_refused(scene.balancer.set.endpoints)
         assert scene.balancer.way is Way.SERVICE
         await scene.clock.advance(SERVICE_STAY - 1)
         assert scene.balancer.way is Way.SERVICE
@@ -320,5 +392,62 @@ def test_close_ends_subscriptions_and_tasks() -> None:
         await scene.clock.settle()
         assert scene.resolver._watchers["shop/orders"] == []
         assert all(task.done() for task in scene.tasks)
+
+    run(scenario)
+
+
+def test_a_hop_that_is_overtaken_is_not_followed() -> None:
+    """Two changes of an ExternalName in one turn of the loop: the later one counts, whatever it is."""
+
+    async def scenario() -> None:
+        for last, expected in (
+            (external("shop/orders", "two.other.svc"), {"10.0.0.2:8080"}),
+            (snapshot("shop/orders", ["10.0.0.3:8080"], port=80), {"10.0.0.3:8080"}),
+        ):
+            scene = Scene()
+            scene.resolver.endpoints("other/one", ["10.0.0.1:8080"])
+            scene.resolver.endpoints("other/two", ["10.0.0.2:8080"])
+            scene.watch.start()
+            (publish,) = scene.resolver._watchers["shop/orders"]
+            publish(external("shop/orders", "one.other.svc"))
+            publish(last)
+            await scene.clock.advance(0.1)
+            assert scene.addresses() == expected
+
+    run(scenario)
+
+
+def test_a_resolver_that_cannot_be_made_leaves_the_way_by_dns() -> None:
+    """A plugin that breaks, a setting it refuses: the caller learns why, and calls go where they went without it."""
+
+    async def scenario() -> None:
+        scene = Scene()
+        broken = ConfigError("discovery.k8s", "no such file")
+
+        def refuse(scheme: str) -> Resolver:
+            raise broken
+
+        scene.watch._resolver = refuse
+        scene.watch.start()
+        await scene.clock.advance(1.5)
+        error = scene.error()
+        assert isinstance(error, NotSynced)
+        assert error.__cause__ is broken
+        scene.dns = (Endpoint(address=VIP, port=80),)
+        await scene.clock.advance(DNS_REFRESH)
+        assert scene.addresses() == {f"{VIP}:80"}
+
+    run(scenario)
+
+
+def test_a_watch_closed_before_it_began_does_not_begin() -> None:
+    """Its Mesh was closed while the start was still waiting for something."""
+
+    async def scenario() -> None:
+        scene = Scene()
+        scene.watch.close()
+        scene.watch.start()
+        assert scene.resolver.watched == []
+        assert scene.tasks == []
 
     run(scenario)

@@ -136,6 +136,14 @@ def test_json_nesting_is_refused() -> None:
     assert "levels" in refused("[" * 200_000 + "]" * 200_000, is_json=True).reason
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "-" + "9" * 30, "0x" + "f" * 5000, ":".join(["59"] * 3000)])
+def test_numbers_that_python_does_not_even_print(number: str) -> None:
+    """Each is an error with its line, in JSON too, and never an exception of another kind later on."""
+    for text, is_json in ((f"a: 1\nb: {number}\n", False), (f'{{"a": 1,\n"b": {number}}}', True)):
+        error = refused(text, is_json=is_json)
+        assert error.where == "line 2"
+
+
 def test_yaml_and_json_agree() -> None:
     """A manifest in JSON means the same whichever way it is read."""
     manifest = {

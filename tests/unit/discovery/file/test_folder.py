@@ -152,12 +152,13 @@ def test_a_broken_edit_keeps_the_last_good_state(tmp_path: Path, broken: str, li
     assert state.problems == ()
 
 
-def test_one_broken_file_does_not_stop_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", ["kind: [", SERVICE.replace("port: 80,", f"port: 0x{'f' * 5000},")])
+def test_one_broken_file_does_not_stop_the_others(tmp_path: Path, broken: str) -> None:
     """The last good state is kept per file; the rest of the folder follows its edits."""
     (tmp_path / "a.yaml").write_text(SERVICE)
     (tmp_path / "b.yaml").write_text(slice_("10.0.0.1"))
     state = settled(tmp_path)
-    (tmp_path / "a.yaml").write_text("kind: [")
+    (tmp_path / "a.yaml").write_text(broken)
     (tmp_path / "b.yaml").write_text(slice_("10.0.0.2"))
     state = settled(tmp_path, state)
     assert addresses(registry(state)) == {"10.0.0.2"}

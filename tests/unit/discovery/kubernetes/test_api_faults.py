@@ -7,11 +7,17 @@ import contextlib
 import itertools
 import json
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
+from meshlib.discovery.kubernetes.resolver import KubernetesResolver
+from meshlib.discovery.kubernetes.transport import CANCEL_PATIENCE
 from meshlib.errors import AccessDenied
 from meshlib.model.events import EntrySkipped, SourceFailed, SourceRecovered
 from meshlib.model.slices import EndpointSlice
@@ -134,6 +140,9 @@ def test_first_minute_of_an_outage_costs_eight_requests(kind: str, luck: float) 
         assert (client.resolver.api.requests - later) / 3540 <= 0.05
         assert all(client.addresses(target) == ONE for target in targets)
         assert all(client.describe(target)["stale"] for target in targets)
+        if kind != "short watches":  # those fail nobody's question
+            # Subscribers know it as well: the last that they heard is no set, which would say that all is well.
+            assert all(isinstance(client.last(target), Failure) for target in targets)
         server.react = None
         if kind == "refused":
             await server.start()
@@ -141,6 +150,7 @@ def test_first_minute_of_an_outage_costs_eight_requests(kind: str, luck: float) 
         await eventually(lambda: client.addresses(targets[3]) == TWO, 125)
         await asyncio.sleep(5)
         assert not client.describe(targets[3])["stale"]
+        await eventually(lambda: all(isinstance(client.last(target), Snapshot) for target in targets), 125)
         assert asyncio.get_running_loop().time() - start > 3600
 
     play(test, synced=False, random_value=luck)
@@ -1073,19 +1083,189 @@ def test_ten_thousand_endpoints_do_not_block_the_loop() -> None:
         server.service("shop", "big")
         for number in range(100):
             server.slice("shop", f"big-{number}", "big", [f"10.{number}.0.{i}" for i in range(1, 101)])
+        steps = 0
+
+        def now() -> float:
+            # Virtual time stands still while code runs; here each look at the clock finds a millisecond gone.
+            nonlocal steps
+            steps += 1
+            return asyncio.get_running_loop().time() + steps / 1000
+
         turns = 0
 
-        async def spin() -> None:
+        async def sleep(seconds: float) -> None:
             nonlocal turns
-            while True:
-                await asyncio.sleep(0)
-                turns += 1
+            turns += seconds == 0
+            await asyncio.sleep(seconds)
 
+        client.context = replace(client.context, now=now, sleep=sleep)
+        client.resolver = KubernetesResolver(client.context)
         client.watch("k8s:///big.shop:http")
         await eventually(lambda: len(client.addresses("k8s:///big.shop:http") or ()) == 10_000, 10)
+        # 100 slices of a millisecond each, in steps of about SLICE_OF_WORK: a turn after every third, if not more.
+        assert turns >= 25
         last = client.last("k8s:///big.shop:http")
         assert isinstance(last, Snapshot)
         assert len(addresses(last.slices)) == 10_000
         assert all(isinstance(each, EndpointSlice) for each in last.slices)
 
     play(test, synced=False)
+
+
+@pytest.mark.parametrize("kind", ["group", "list"])
+def test_answer_that_drips_for_ever(kind: str) -> None:
+    """Headers and then a byte now and then, on the one probe that stands for all: given up, and asked again."""
+
+    async def test(server: FakeApiServer, client: Client) -> None:
+        async def react(request: Request, connection: Connection) -> bool:
+            if request.resource != ("" if kind == "group" else "endpointslices"):
+                return False
+            await connection.begin_stream()
+            while True:
+                await connection.chunk(b" ")
+                await asyncio.sleep(5)
+
+        server.react = react
+        client.watch(ORDERS)
+        await eventually(lambda: client.failures(ORDERS), 70)
+        assert "not complete within" in str(client.failures(ORDERS)[0].error)
+        server.react = None
+        await eventually(lambda: client.addresses(ORDERS) == ONE, 10)
+
+    play(test, synced=False)
+
+
+@pytest.mark.parametrize("answered", ["nothing", "services"])
+def test_closing_before_anything_is_known_leaves_nothing(answered: str) -> None:
+    """A server that says nothing (any more), and a resolver for three namespaces that is closed meanwhile: nothing is
+    asked by those who waited, it is no slower than for one namespace, and no task and no connection is left."""
+
+    async def test(server: FakeApiServer, client: Client) -> None:
+        gone: list[Request] = []
+
+        async def react(request: Request, connection: Connection) -> bool:
+            if request.resource == answered:
+                return False
+            await connection.gone()
+            gone.append(request)
+            return True
+
+        server.react = react
+        before = asyncio.all_tasks()
+        for name in ("shop", "bank", "post"):
+            client.watch(f"k8s:///orders.{name}:http")
+        await asyncio.sleep(3)
+        waiting = [each for each in server.requests if each.resource != answered]
+        start = asyncio.get_running_loop().time()
+        await client.close()
+        assert asyncio.get_running_loop().time() - start < 2 * CANCEL_PATIENCE
+        await asyncio.sleep(5)
+        assert len(waiting) == 1
+        assert gone == waiting
+        assert [each for each in server.requests if each.resource != answered] == waiting
+        assert asyncio.all_tasks() - before == set()
+
+    play(test, synced=False)
+
+
+def test_anonymous_is_offered_no_role() -> None:
+    """403 for system:anonymous is about the credentials; the fix is no Role for everybody."""
+
+    async def test(server: FakeApiServer, client: Client) -> None:
+        async def react(request: Request, connection: Connection) -> bool:
+            message = 'services is forbidden: User "system:anonymous" cannot list resource "services"'
+            await connection.answer(403, status(403, "Forbidden", message))
+            return True
+
+        server.react = react
+        client.watch(ORDERS)
+        await eventually(lambda: client.failures(ORDERS))
+        error = client.failures(ORDERS)[0].error
+        assert isinstance(error, AccessDenied)
+        assert "kind: Role" not in error.fix
+        assert "check the credentials" in error.fix
+
+    play(test, synced=False)
+
+
+def _tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+def test_rotated_authority(tmp_path: Path) -> None:
+    """A34: a certificate of an unknown authority is refused and the state stays; once the CA file has the new one, it
+    is used without a restart. The bundle may hold comments in any language."""
+
+    async def main() -> None:
+        old, new = trustme.CA(), trustme.CA()
+        (tmp_path / "token").write_text("t")
+        (tmp_path / "ca.crt").write_bytes("# Autorit\u00e9 \u8a8d\u8a3c\n".encode() + old.cert_pem.bytes())
+        server = FakeApiServer()
+        server.tls = _tls(old)
+        await server.start()
+        server.service("shop", "orders")
+        server.slice("shop", "orders-1", "orders", sorted(ONE))
+        client = Client(api_server=server.url, service_account_dir=str(tmp_path))
+        client.watch(ORDERS)
+        await eventually(lambda: client.addresses(ORDERS) == ONE)
+        await asyncio.sleep(2)
+        await server.refuse()
+        server.tls = _tls(new)
+        await server.start()
+        server.slice("shop", "orders-1", "orders", sorted(TWO))
+        mark = len(server.requests)
+        await asyncio.sleep(100)
+        assert server.requests[mark:] == []  # no token went to whoever that is
+        assert client.addresses(ORDERS) == ONE
+        assert "certificate" in client.describe(ORDERS)["problem"].lower()
+        (tmp_path / "ca.crt").write_bytes(new.cert_pem.bytes())
+        await eventually(lambda: client.addresses(ORDERS) == TWO, 60 + 61)
+        await client.close()
+        await server.close()
+
+    run(main)
+
+
+def test_cancelled_in_the_tls_handshake() -> None:
+    """A resolver that is closed while a slow server still shakes hands leaves no connection."""
+
+    async def main() -> None:
+        server = FakeApiServer()
+        server.tls = _tls(trustme.CA())
+        await server.start()
+        ends: list[asyncio.StreamWriter] = []
+        over = asyncio.Event()
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            inner, outer = await asyncio.open_connection("127.0.0.1", server.port)
+            ends.extend((writer, outer))
+
+            async def answers() -> None:
+                while data := await inner.read(65536):
+                    await asyncio.sleep(0.2)  # the handshake takes longer than the close
+                    writer.write(data)
+
+            with contextlib.suppress(ConnectionError):
+                back = asyncio.create_task(answers())
+                while data := await reader.read(65536):
+                    outer.write(data)
+                outer.close()
+                await asyncio.wait({back})
+            over.set()
+
+        front = await asyncio.start_server(relay, "127.0.0.1", 0)
+        client = Client(api_server=f"https://127.0.0.1:{front.sockets[0].getsockname()[1]}")
+        client.watch(ORDERS)
+        await eventually(lambda: len(ends) == 2)
+        await asyncio.sleep(0.05)
+        await client.close()
+        await asyncio.wait_for(over.wait(), 2)
+        assert client.failures(ORDERS) == []
+        for end in ends:
+            end.close()
+        front.close()
+        await server.close()
+
+    run(main)

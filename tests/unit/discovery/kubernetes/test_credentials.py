@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ import trustme
 import yaml
 
 from meshlib.discovery.kubernetes.credentials import Credentials, check_server_url, find_credentials
+from meshlib.discovery.kubernetes.transport import RequestFailed, open_transport, send
 from meshlib.errors import ConfigError, DiscoveryError, MeshError
+from tests.unit.discovery.kubernetes.virtual import Client, eventually, run
 
 SECRET = "s3cr3t-t0ken"
 
@@ -29,7 +32,10 @@ async def run_blocking(function: Callable[..., Any], /, *args: Any) -> Any:
 def find(
     settings: dict[str, Any], environ: dict[str, str] | None = None, clock: type[Clock] = Clock
 ) -> Credentials:
-    return asyncio.run(find_credentials(settings, environ or {}, run_blocking, lambda: clock.now))
+    def now() -> float:
+        return clock.now
+
+    return asyncio.run(find_credentials(settings, environ or {}, run_blocking, now, now))
 
 
 def refresh(credentials: Credentials, force: bool = False) -> None:
@@ -125,6 +131,20 @@ def test_broken_kubeconfig_names_the_file_and_shows_nothing_of_it(tmp_path: Path
         find({"kubeconfig": str(tmp_path / "missing")})
 
 
+@pytest.mark.parametrize(
+    "token", [f"{SECRET}\u00e9", f"{SECRET}\nx", f"{SECRET} x", f"{SECRET}\x00"], ids=repr
+)
+def test_a_kubeconfig_token_that_no_header_can_hold(tmp_path: Path, token: str) -> None:
+    """Told by name when it is read, not with its text by whoever tries to send it."""
+    path = kubeconfig(tmp_path / "config", "https://c:6443")
+    config = yaml.safe_load(path.read_text())
+    config["users"][0]["user"]["token"] = token
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(DiscoveryError, match="not one word of ASCII") as caught:
+        find({"kubeconfig": str(path)})
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
 def test_ipv6_api_server(account: Path) -> None:
     """An IPv6 address gets its brackets."""
     environ = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}
@@ -202,3 +222,59 @@ def test_no_token_at_all_is_an_error_that_names_the_file(tmp_path: Path) -> None
     """Without a first token nothing works, and the message says which file is missing."""
     with pytest.raises(MeshError, match="token"):
         find({"api_server": "https://a:1", "service_account_dir": str(tmp_path)})
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_proxies_only_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: bytes, asked: bool
+) -> None:
+    """A114: proxies, CA files and key logs of the environment are not for the API server; a kubeconfig's proxy-url is,
+    and it sees a CONNECT without the token."""
+    seen: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.read(65536))
+        writer.write(b"HTTP/1.1 403 no\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "HTTP_PROXY"):
+            monkeypatch.setenv(name, url)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+        monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+        more = {"proxy-url": url} if asked else {}
+        data = base64.b64encode(authority).decode()
+        path = kubeconfig(
+            tmp_path / "config", "https://127.0.0.1:1", **{"certificate-authority-data": data}, **more
+        )
+        clock = asyncio.get_running_loop().time
+        found = await find_credentials({"kubeconfig": str(path)}, {}, run_blocking, clock, clock)
+        transport = open_transport(found.tls, found.proxy)
+        with pytest.raises(RequestFailed) as failed:
+            await send(transport, found.server, "/api", {}, found.token, "", "GET /api")
+        assert SECRET not in str(failed.value)
+        await transport.aclose()
+        server.close()
+
+    asyncio.run(main())
+    assert [each.split(b" ")[0] for each in seen] == ([b"CONNECT"] if asked else [])
+    assert SECRET.encode() not in b"".join(seen)
+    assert not (tmp_path / "keys").exists()
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://x", "127.0.0.1:3128", "http://"])
+def test_unusable_proxy_is_told(tmp_path: Path, proxy: str) -> None:
+    """A proxy that we cannot use is a failure like any other, retried, and no end of the task that meets it."""
+
+    async def main() -> None:
+        path = kubeconfig(tmp_path / "config", "https://127.0.0.1:1", **{"proxy-url": proxy})
+        client = Client(kubeconfig=str(path))
+        client.watch("k8s:///orders.shop:http")
+        await eventually(lambda: client.failures("k8s:///orders.shop:http"), 10)
+        await asyncio.sleep(100)
+        await client.close()  # and nothing has died
+
+    run(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib.util
 import re
@@ -18,7 +19,7 @@ from tests.components.backends import Backends
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def test_quickstart() -> None:
+def test_httpx_quickstart() -> None:
     """It ends by itself, all requests are answered, and after a death by the two that live."""
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / "httpx_quickstart.py")],
@@ -33,6 +34,27 @@ def test_quickstart() -> None:
         counts = [int(count) for count in re.findall(r": (\d+)[,}]", line)]
         assert sum(counts) == 300
         assert len(counts) <= servers
+
+
+def test_grpc_quickstart() -> None:
+    """All calls are answered, blocking and with asyncio, by more than one; after a death by those that live."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / "grpc_quickstart.py")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    answered = {line[:8].strip(): ast.literal_eval(line[9:]) for line in done.stdout.splitlines()[1:]}
+    assert answered.keys() == {"blocking", "asyncio", "one down"}
+    assert {sum(counts.values()) for counts in answered.values()} == {300}
+    # By load, so nobody is promised a share in so short a time; but one alone would be no balancing.
+    for way in ("blocking", "asyncio"):
+        assert answered[way].keys() <= {b"one", b"two", b"three"}
+        assert len(answered[way]) >= 2
+    assert answered["one down"].keys() <= {b"two", b"three"}
 
 
 def test_fastapi_service(backends: Backends, monkeypatch: pytest.MonkeyPatch) -> None:
