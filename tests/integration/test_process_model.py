@@ -250,7 +250,7 @@ def test_exit_with_everything_pending() -> None:
     """
     took = {}
     for pending in (False, True):
-        done = run(script.replace("PENDING", str(pending)), "-X", "dev")
+        done = run(script.replace("PENDING", str(pending)), "-W", "default")
         took[pending] = time.monotonic() - float(done.stdout)
         assert (done.returncode, done.stderr) == (7, "")
     assert took[True] - took[False] < 1.5
@@ -301,7 +301,7 @@ def test_exit_with_real_connections_open(kube_v1: Any, backends: Any, tmp_path: 
     """
     kube_v1.write_kubeconfig(tmp_path / "kubeconfig")
     running = subprocess.Popen(
-        [sys.executable, "-X", "dev", "-c", textwrap.dedent(script)],
+        [sys.executable, "-W", "default", "-c", textwrap.dedent(script)],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
