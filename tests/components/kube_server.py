@@ -180,7 +180,10 @@ class ControlPlane:
     def wait_ready(self, timeout: float = 60.0) -> None:
         def ready() -> bool:
             try:
-                return self.client.get("/readyz", timeout=2).text == "ok"
+                if self.client.get("/readyz", timeout=2).text != "ok":
+                    return False
+                # Made by the server itself, at its own time: it may call itself ready a moment before.
+                return self.client.get("/api/v1/namespaces/default", timeout=2).is_success
             except httpx.HTTPError:
                 return False
 
