@@ -127,7 +127,11 @@ def print_summary(found: Summary) -> None:
         (f"cut off by {DEAD} as it died", f"{found.cut}", "it had them; who resends may do a thing twice"),
         (f"share of {SLOW} while fast", f"{found.slow_share_before:.1%}", "fair is 25 %"),
         (f"share of {SLOW} while slow", f"{found.slow_share_after:.1%}", "rotation would keep it at 25 %"),
-        (f"share of {SLOW}, fast again", f"{found.slow_share_recovered:.1%}", "fair is 25 %"),
+        (
+            f"share of {SLOW}, fast again",
+            f"{found.slow_share_recovered:.1%}",
+            "trust returns within half a minute",
+        ),
         (
             "p99 of all, before and while one is slow",
             f"{found.p99_before * 1000:.0f} and {found.p99_slow * 1000:.0f} ms",
