@@ -19,7 +19,12 @@ PATIENCE = 60.0
 def mesh() -> Iterator[Mesh]:
     settings = {"allow_loopback": True, "floor": 1.0}
     config = meshlib.load_config(
-        {"sync_timeout": 30.0, "discovery": {"dns": settings}, "address": {"allow_loopback": True}},
+        {
+            "picker": "round_robin",
+            "sync_timeout": 30.0,
+            "discovery": {"dns": settings},
+            "address": {"allow_loopback": True},
+        },
         environ={},
     )
     with Mesh(config=config) as made:

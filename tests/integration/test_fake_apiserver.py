@@ -38,7 +38,10 @@ class Fake:
         self._thread.start()
         self._server = FakeApiServer(("v1",))
         self._call(self._server.start)
-        self.client = httpx.Client(base_url=self._server.url)
+        # A connection that carried a watch ends with it; one kept alive might be taken again just before that.
+        self.client = httpx.Client(
+            base_url=self._server.url, limits=httpx.Limits(max_keepalive_connections=0)
+        )
 
     def _call(self, function: Callable[..., Any], *args: Any) -> None:
         async def there() -> None:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs Linux")
 METHOD = "/test.Echo/UnaryUnary"
 CONFIG = """
 sync_timeout = 0.5
+picker = "round_robin"
 [address]
 allow_loopback = true
 """
