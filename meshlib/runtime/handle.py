@@ -128,8 +128,12 @@ class TargetHandle:
         live = self._live or self._start()
         await live.cell.wait_async(seen or live.cell.state, timeout)
 
-    def service_address(self) -> Lease | None:
-        """A lease on the Service's own address (clusterIP:port), or None when it has none or the Mesh is strict."""
+    def all_refused(self) -> Lease | None:
+        """A client tells that every endpoint refused its connection: one try through the Service address (D3).
+
+        When that try is answered, calls stay with the Service address until the set of pods changes, for a minute
+        at most. None: there is no such address (headless, static, DNS), the Mesh is strict, or it was tried already.
+        """
         live = self._live or self._start()
         if self.mesh.strict or live.balancer.way is Way.SERVICE:
             return None
@@ -142,14 +146,6 @@ class TargetHandle:
         return ServiceLease(
             subchannel, live.now, live.now(), lambda: live.call(live.watch.pods_refused, refused)
         )
-
-    def all_refused(self) -> Lease | None:
-        """A client tells that every endpoint refused its connection: one try through the Service address (D3).
-
-        When that try is answered, calls stay with the Service address until the set of pods changes, for a minute
-        at most. None: there is no such address (headless, static, DNS), the Mesh is strict, or it was tried already.
-        """
-        return self.service_address()
 
     def on_removed(self, callback: Callable[[Subchannel], None]) -> None:
         """Register a bound method, held weakly, for Subchannels that left the set; called on the control thread."""
