@@ -313,3 +313,50 @@ def test_exit_with_real_connections_open(kube_v1: Any, backends: Any, tmp_path: 
         running.kill()
         running.wait()
     assert (running.returncode, errors) == (7, "")
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing_counted() -> None:
+    """An interrupt while waiting for the first knowledge, for an HTTP answer and for a gRPC answer: no waiter and no
+    request in flight stays behind, and the program goes on."""
+    check(
+        """
+        import os, signal, socket, threading, time
+        import httpx, meshlib
+        from meshlib import grpc as mesh_grpc
+        from meshlib.testing import ManualResolver
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have inherited "ignore"
+
+        def interrupted(call, busy):
+            def soon():
+                while not busy():
+                    time.sleep(0.001)
+                os.kill(os.getpid(), signal.SIGINT)
+            watcher = threading.Thread(target=soon)
+            watcher.start()
+            try:
+                call()
+            except KeyboardInterrupt:
+                watcher.join()
+                return True
+
+        config = meshlib.load_config({"sync_timeout": 60.0})
+        mesh = meshlib.Mesh(config=config, resolvers={"k8s": ManualResolver("k8s")})
+        waiting = mesh.target("k8s:///orders.shop:80")
+        entered = lambda: waiting.live is not None and waiting.live.cell._waiters
+        print(interrupted(waiting.acquire, entered), len(waiting.live.cell._waiters))
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            target = f"static:///127.0.0.1:{silent.getsockname()[1]}"
+            handle = mesh.target(target)
+            flying = lambda: sum(one.inflight for one in handle.balancer.subchannels)
+            with httpx.Client(transport=meshlib.MeshTransport(target, mesh=mesh), timeout=None) as client:
+                print(interrupted(lambda: client.get("http://silent/"), flying), flying())
+            with mesh_grpc.insecure_channel(target, mesh=mesh) as channel:
+                print(interrupted(lambda: channel.unary_unary("/a/b")(b"", timeout=60), flying))
+            while flying():
+                time.sleep(0.001)
+        mesh.close()
+        print("end")
+        """,
+        "True 0 True 0 True end",
+    )
