@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from meshlib.clients.httpx.fast.aio_wire import READ_HIGH
+from meshlib.clients.httpx.fast.aio_wire import READ_HIGH, AioConnection
 from meshlib.clients.httpx.flavour import load
 from meshlib.clients.httpx.pool import AsyncMeshPool, MeshPool
 from meshlib.runtime.lease import Lease
@@ -443,6 +443,39 @@ def test_cancelled_while_connecting_leaves_nothing(backends: Backends, tls: bool
             assert server.connections == 0
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_cancelled_as_the_connection_is_made(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch, tls: bool
+) -> None:
+    """The moment in which the loop has the connection and the caller not yet: TLS would say goodbye for long, on a
+    descriptor that the next connection gets."""
+    (server,) = backends.http(1, tls="orders.shop.svc" if tls else None)
+    url = "https://orders.shop.svc/" if tls else URL
+    made = AioConnection.connection_made
+    cancelled = []
+
+    def cancel(connection: AioConnection, transport: Any) -> None:
+        made(connection, transport)
+        if len(cancelled) < 5:
+            cancelled.append(current.cancel())
+
+    monkeypatch.setattr(AioConnection, "connection_made", cancel)
+
+    async def main() -> None:
+        nonlocal current
+        async with aio_client([(server.host, server.port)], verify=backends.client_context()) as client:
+            for _ in range(5):
+                current = asyncio.create_task(client.get(url))
+                with pytest.raises(asyncio.CancelledError):
+                    await current
+            for _ in range(3):
+                assert (await client.get(url)).status_code == 200
+
+    current: asyncio.Task[Any]
+    asyncio.run(main())
+    assert cancelled == [True] * 5
 
 
 # upgrades

@@ -45,11 +45,20 @@ async def dial(
 ) -> AioConnection:
     """``context`` None: no TLS. Raises ConnectTimeout, ConnectError; cancelled, it leaves no socket behind."""
     loop = asyncio.get_running_loop()
-    sock = None
+    sock: socket.socket | None = None
+    connection: AioConnection | None = None
+
+    def hand_over() -> AioConnection:
+        # From here on the socket is the transport's. Closing it under a transport that still speaks (TLS says goodbye)
+        # would let the next connection have the same descriptor, and the loop refuses that one.
+        nonlocal sock, connection
+        sock, connection = None, make()
+        return connection
+
     try:
-        sock = _tcp_socket(address[0], settings["local_address"], settings["socket_options"])
+        sock = opened = _tcp_socket(address[0], settings["local_address"], settings["socket_options"])
         async with asyncio.timeout(timeout):
-            await loop.sock_connect(sock, address)
+            await loop.sock_connect(opened, address)
         options: dict[str, Any] = {}
         if context is not None:
             options = {
@@ -58,9 +67,11 @@ async def dial(
                 "ssl_handshake_timeout": NO_HANDSHAKE_TIMEOUT,
             }
         async with asyncio.timeout(timeout):
-            _, connection = await loop.create_connection(make, sock=sock, **options)
-        return connection
+            _, made = await loop.create_connection(hand_over, sock=opened, **options)
+        return made
     except BaseException as error:
+        if connection is not None:
+            connection.close()
         if sock is not None:
             sock.close()
         if isinstance(error, TimeoutError):
