@@ -2,11 +2,14 @@
 
 httptools (llhttp) parses. Where it is stricter than h11, which the bare library uses (a folded header, the same
 Content-Length twice), ``second`` reads the reply with h11 instead, so that nothing which works without meshlib stops
-working; such a connection is not used again. Messages of errors are h11's.
+working; such a connection is not used again. Where it is more lenient (anything before the status line, an
+informational reply in front, a length of more than 20 digits) h11 decides, too: where a reply ends must never be a
+matter of opinion (request smuggling). Messages of errors are h11's.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httptools
@@ -15,6 +18,12 @@ from meshlib.clients.httpx.fast.second import SecondReader
 
 #: httpcore's bound on a head (MAX_INCOMPLETE_EVENT_SIZE), bytes: a server must not fill our memory with headers.
 MAX_HEAD = 100 * 1024
+#: The first byte of every status line. llhttp skips line ends before it and also takes RTSP's and ICE's.
+_FIRST = b"H"[0]
+#: h11's bound on the digits of a Content-Length: those of 2**64.
+_LENGTH_DIGITS = 20
+#: What h11 refuses in a reason and llhttp does not (both refuse line ends).
+_BAD_REASON = re.compile(rb"[\x00\x0b\x0c]").search
 _VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
 
 
@@ -23,7 +32,10 @@ class ReplyParser:
 
     __slots__ = (
         "_bodiless",
+        "_chunked",
         "_error",
+        "_idling",
+        "_interim",
         "_keeps",
         "_length",
         "_parser",
@@ -49,6 +61,7 @@ class ReplyParser:
         self._error = error  #: httpcore's RemoteProtocolError
         self._parser: Any = None
         self._second: SecondReader | None = None
+        self._chunked = False
         self.parts: list[bytes] = []  #: of the body, not taken yet
         self.begin(b"GET", False)
 
@@ -56,11 +69,17 @@ class ReplyParser:
         """A request goes out; what comes from now on answers it. ``upgrades``: it proposes another protocol."""
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
-            # h11 takes both, and a reply's end is as certain with them
+            # h11 takes lines of a head that end in a mere line feed
+            self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True)
+        elif self._chunked:
             self._parser.set_dangerous_leniencies(
-                lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+                lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=False
             )
         self._bodiless = method == b"HEAD"
+        self._chunked = False
+        self._interim = False  #: an informational reply came first
+        self._second = None
+        self._idling = 0  #: bytes since the last byte of the body: chunk extensions, trailers
         self._upgrades = upgrades
         self._raw: list[bytes] = []
         self._raw_size = 0
@@ -99,8 +118,12 @@ class ReplyParser:
             self._stray = True
             return
         if not self.head_done:
+            if not self._raw and data[0] != _FIRST:
+                self._to_second(data)
+                return
             self._raw.append(data)
             self._raw_size += len(data)
+        before = self._received
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -109,6 +132,12 @@ class ReplyParser:
             self._refused(refused)
         if self.head_done:
             self._raw = []
+            if self._received == before and not self.complete:
+                self._idling += len(data)
+                if self._idling > MAX_HEAD:
+                    raise self._error("Receive buffer too long")
+            else:
+                self._idling = 0
         elif self._raw_size > MAX_HEAD and self._second is None:
             raise self._error("Receive buffer too long")
 
@@ -143,11 +172,17 @@ class ReplyParser:
         elif self.complete:  # what came behind the reply is no reply
             self._stray = True
         elif self.head_done:
-            raise self._error(str(refused)) from refused
+            raise self._error(
+                str(refused.__context__ or refused)
+            ) from refused  # context: raised by a callback
         else:
-            self._keeps = False
-            self._second = SecondReader(self._bodiless, self._upgrades, self._error)
-            self._from_second(b"".join(self._raw))
+            self._to_second(b"".join(self._raw))
+
+    def _to_second(self, data: bytes) -> None:
+        """h11 reads the reply, from its first byte."""
+        self._parser, self._keeps = None, False
+        self._second = SecondReader(self._bodiless, self._upgrades, self._error)
+        self._from_second(data)
 
     def _from_second(self, data: bytes) -> None:
         second = self._second
@@ -160,6 +195,7 @@ class ReplyParser:
             self.head_done, self.upgraded = True, self.status == 101
         self.leftover += second.leftover()
         self.complete = second.complete
+        self._keeps = self._interim and second.reusable
 
     # called by httptools
 
@@ -172,33 +208,45 @@ class ReplyParser:
             self.reason += reason  # comes in pieces when the bytes do
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.head_done:  # else: a trailer, which h11 drops as well
+        if not self.head_done:
             self.headers.append((name, value.rstrip(b" \t")))
+        elif len(name) == 17 and name.lower() == b"transfer-encoding" and not self.complete:
+            raise httptools.HttpParserError("Transfer-Encoding in a trailer")  # RFC 9110 6.5.1
+        # else: another trailer, which h11 drops as well
 
     def on_headers_complete(self) -> None:
         if self.complete:
             return
         parser = self._parser
         status = parser.get_status_code()
-        if status < 200 and status != 101:  # informational: the reply itself follows
-            self.headers, self.reason = [], b""
-            return
+        if (
+            status < 200 and status != 101
+        ):  # informational, and llhttp would take anything between it and the reply
+            self._interim = True
+            raise httptools.HttpParserError("an informational reply")
+        if self.reason != b"OK" and _BAD_REASON(self.reason):
+            raise httptools.HttpParserError("illegal status line")
         version = parser.get_http_version()
         self.status = status
         self.version = _VERSIONS.get(version) or b"HTTP/" + version.encode()
         # h11 does not keep connections of HTTP/1.0 servers either, whatever they say
         self._keeps = version == "1.1" and parser.should_keep_alive()
-        chunked = False
         for place, (name, value) in enumerate(self.headers):
             if len(name) == 14 and name.lower() == b"content-length":
+                if len(value) > _LENGTH_DIGITS:
+                    raise httptools.HttpParserError("bad Content-Length")
                 self._length = int(value)
             elif len(name) == 17 and name.lower() == b"transfer-encoding":
-                if chunked or value.lower() != b"chunked":
+                if self._chunked or value.lower() != b"chunked":
                     raise httptools.HttpParserError("Only Transfer-Encoding: chunked is supported")
-                chunked = True
+                self._chunked = True
                 self.headers[place] = (name, b"chunked")  # h11 shows it so
         if status == 101 and not self._upgrades:
             raise httptools.HttpParserError("Received 101 without a pending proposal")
+        if self._chunked:  # as h11: no line of the framing ends in a mere line feed, blanks may follow a size
+            parser.set_dangerous_leniencies(
+                lenient_optional_cr_before_lf=False, lenient_spaces_after_chunk_size=True
+            )
         self.head_done = True
         if status == 101:
             self.upgraded, self.complete, self._keeps = True, True, False

@@ -53,6 +53,13 @@ class SecondReader:
             raise self._error(str(refused)) from refused
         return parts
 
+    @property
+    def reusable(self) -> bool:
+        """The reply has ended, h11 would go on to the next one, and nothing came after it."""
+        done, connection = self._h11.DONE, self._connection
+        ended = self.complete and connection.our_state is done and connection.their_state is done
+        return bool(ended and connection.trailing_data == (b"", False))
+
     def leftover(self) -> bytes:
         """After a 101: what belongs to the other protocol. Once; then empty."""
         if self._said or self.head is None or self.head[1] != 101:
