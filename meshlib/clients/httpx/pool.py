@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from meshlib.clients.httpx import engines
+from meshlib.clients.httpx.allowance import KEY, Allowance
 from meshlib.clients.httpx.attempt import Dial, Exchange, Pause, Wait, attempt
 from meshlib.clients.httpx.body import AsyncLeasedBody, LeasedBody, RequestBody, settle_abandoned
 from meshlib.clients.httpx.exceptions import as_httpcore
@@ -175,6 +176,12 @@ class _Pool:
         """The wire that was asked for here, else the Mesh's."""
         return self._wire_option or (self.mesh.config.wire if self.mesh is not None else engines.DEFAULT)
 
+    def _new_allowance(self, lock: Any) -> Allowance:
+        if self.mesh is None:
+            return Allowance(lock)
+        config = self.mesh.config
+        return Allowance(lock, config.total_connections, config.source(KEY))
+
     def _fault_of(self, error: BaseException) -> Fault:
         return fault_of(error, self._flavour.core)
 
@@ -237,7 +244,9 @@ class MeshPool(_Pool):
         return self.original._network_backend.sleep(step.seconds)
 
     def _new_engine(self) -> engines.Sync:
-        made = engines.make_sync(self._wire, self._flavour.core, self.original, self._now)
+        made = engines.make_sync(
+            self._wire, self._flavour.core, self.original, self._now, self._new_allowance
+        )
         with self._engine_lock:  # two threads with a first request each must share one
             self._engine = self._engine or made
             return self._engine
@@ -340,7 +349,9 @@ class AsyncMeshPool(_Pool):
         for other in list(self._engines):
             if other.is_closed():
                 self._engines.pop(other, None)
-        made = engines.make_async(self._wire, self._flavour.core, self.original, self._now, loop)
+        made = engines.make_async(
+            self._wire, self._flavour.core, self.original, self._now, loop, self._new_allowance
+        )
         return self._engines.setdefault(loop, made)
 
     def _removed(self, subchannel: Subchannel) -> None:

@@ -11,11 +11,13 @@ No locks here: dictionaries are only used through single operations that are ato
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from meshlib.clients.httpx.allowance import Allowance
 from meshlib.clients.httpx.attempt import Dial, Exchange
 from meshlib.clients.httpx.outgoing import Outgoing
 from meshlib.pickers.subchannel import Subchannel
@@ -73,9 +75,15 @@ class _Pools:
     """The pools of one engine, by endpoint and TLS name."""
 
     def __init__(
-        self, core: Any, kind: Callable[..., Any], settings: dict[str, Any], now: Callable[[], float]
+        self,
+        core: Any,
+        kind: Callable[..., Any],
+        settings: dict[str, Any],
+        now: Callable[[], float],
+        allowance: Allowance,
     ) -> None:
         self._core = core
+        self.allowance = allowance
         self._kind = kind
         self._settings = settings
         self._pools: dict[Subchannel, dict[str, Any]] = {}
@@ -84,6 +92,7 @@ class _Pools:
         self._sweep_every = None if expiry is None else max(SWEEP_PAUSE, expiry)
         self._sweep_at = now() + (self._sweep_every or 0.0)
         self._sweeping: list[Any] = []
+        self._to_evict: list[Any] = []
         #: Bodies that were thrown away unfinished: their connections must close.
         self.unread: deque[Any] = deque()
 
@@ -118,6 +127,23 @@ class _Pools:
 
     def _all(self) -> list[Any]:
         return [pool for pools in list(self._pools.values()) for pool in list(pools.values())]
+
+    def _idle(self) -> tuple[Any, list[Any]] | None:
+        """An endpoint's idle connections, taken out of their pool to make room; None: all are busy.
+
+        Each pool is asked once before the first is asked again, so that it costs no walk over all of them.
+        """
+        for begin in (False, True):
+            if begin:
+                self._to_evict = [pool for pool in self._all() if pool._connections]
+            while self._to_evict:
+                try:
+                    pool = self._to_evict.pop()
+                except IndexError:  # another thread was faster
+                    break
+                if pool._connections and (closing := _surplus(pool, keep=0)):
+                    return pool, closing
+        return None
 
     def _due(self) -> list[Any]:
         """Pools to sweep now. httpcore looks for expired connections only in a pool that gets a request."""
@@ -189,10 +215,19 @@ def _orphans(pool: Any) -> list[Any]:
 class SyncEngine(_Pools):
     """For threads: one engine per MeshPool, shared by all its threads."""
 
-    def __init__(self, core: Any, original: Any, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        core: Any,
+        original: Any,
+        now: Callable[[], float],
+        allowance: Allowance,
+        evict_more: Callable[[], bool] | None = None,
+    ) -> None:
+        """``evict_more``: a bound method that closes an idle connection elsewhere, which uses the same allowance."""
         settings = pool_settings(original)
-        settings["network_backend"] = _NotingBackend(settings["network_backend"])
-        super().__init__(core, core.ConnectionPool, settings, now)
+        settings["network_backend"] = _NotingBackend(settings["network_backend"], self)
+        super().__init__(core, core.ConnectionPool, settings, now, allowance)
+        self._evict_more = weakref.WeakMethod(evict_more) if evict_more is not None else None
 
     def send(self, step: Dial, out: Outgoing, exchange: Exchange) -> Any:
         pool, request = self._pool(step, out.tls_name), self._request(step, out)
@@ -207,6 +242,20 @@ class SyncEngine(_Pools):
             raise
         finally:
             _exchange.reset(token)
+
+    def admit(self) -> None:
+        """Count in a connection that is about to be opened. Raises ConnectError at the cap, when nothing is idle."""
+        while not self.allowance.take():
+            more = self._evict_more() if self._evict_more is not None else None
+            if not self.evict() and not (more is not None and more()):
+                raise self.allowance.exhausted(self._core)
+
+    def evict(self) -> bool:
+        """Close an endpoint's idle connections. False: there are none."""
+        found = self._idle()
+        if found is not None:
+            found[0]._close_connections(found[1])
+        return found is not None
 
     def tidy(self) -> None:
         """A bounded piece of housekeeping; called once per request."""
@@ -249,11 +298,19 @@ class AsyncEngine(_Pools):
     """For asyncio: one engine per MeshPool and event loop, used on that loop only (except ``retire``)."""
 
     def __init__(
-        self, core: Any, original: Any, now: Callable[[], float], loop: asyncio.AbstractEventLoop
+        self,
+        core: Any,
+        original: Any,
+        now: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+        allowance: Allowance,
+        evict_more: Callable[[], bool] | None = None,
     ) -> None:
+        """``evict_more``: as in SyncEngine."""
         settings = pool_settings(original)
-        settings["network_backend"] = _AsyncNotingBackend(settings["network_backend"])
-        super().__init__(core, core.AsyncConnectionPool, settings, now)
+        settings["network_backend"] = _AsyncNotingBackend(settings["network_backend"], self)
+        super().__init__(core, core.AsyncConnectionPool, settings, now, allowance)
+        self._evict_more = weakref.WeakMethod(evict_more) if evict_more is not None else None
         self.loop = loop
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -271,6 +328,20 @@ class AsyncEngine(_Pools):
             raise
         finally:
             _exchange.reset(token)
+
+    async def admit(self) -> None:
+        """As in SyncEngine."""
+        while not self.allowance.take():
+            more = self._evict_more() if self._evict_more is not None else None
+            if not await self.evict() and not (more is not None and more()):
+                raise self.allowance.exhausted(self._core)
+
+    async def evict(self) -> bool:
+        """As in SyncEngine; whoever is cancelled here leaves the closing to the loop."""
+        found = self._idle()
+        if found is not None:
+            await asyncio.shield(self._later(found[0]._close_connections(found[1])))
+        return found is not None
 
     def tidy(self) -> None:
         """A bounded piece of housekeeping; called once per request, on the loop."""
@@ -333,25 +404,37 @@ class AsyncEngine(_Pools):
         if closing := _surplus(pool):
             self._later(pool._close_connections(closing))
 
-    def _later(self, closing: Any) -> None:
-        task = self.loop.create_task(closing)
+    def _later(self, closing: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self.loop.create_task(closing)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        return task
 
 
 class _NotingBackend:
-    """httpcore's network backend, noting who opened a connection and when it was there.
+    """httpcore's network backend, counting connections and noting who opened one and when it was there.
 
     httpcore connects in the context of the request that needs the connection, so a context variable tells which.
     """
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, engine: Any) -> None:
         self._inner = inner
+        self._engine = weakref.ref(
+            engine
+        )  # it holds us: in a cycle a dropped client's connections would stay
 
     def connect_tcp(self, *arguments: Any, **options: Any) -> Any:
         exchange = _connecting()
-        stream = self._inner.connect_tcp(*arguments, **options)
-        return _connected(exchange, stream, _Handshake)
+        engine = self._engine()
+        if engine is None:  # a pool that outlives its client
+            return self._inner.connect_tcp(*arguments, **options)
+        engine.admit()
+        try:
+            stream = self._inner.connect_tcp(*arguments, **options)
+        except BaseException:
+            engine.allowance.give_back()
+            raise
+        return _connected(exchange, _Stream, stream, engine.allowance)
 
     def sleep(self, seconds: float) -> None:
         self._inner.sleep(seconds)
@@ -360,40 +443,75 @@ class _NotingBackend:
 class _AsyncNotingBackend:
     """The same for asyncio."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, engine: Any) -> None:
         self._inner = inner
+        self._engine = weakref.ref(engine)
 
     async def connect_tcp(self, *arguments: Any, **options: Any) -> Any:
         exchange = _connecting()
-        stream = await self._inner.connect_tcp(*arguments, **options)
-        return _connected(exchange, stream, _AsyncHandshake)
+        engine = self._engine()
+        if engine is None:
+            return await self._inner.connect_tcp(*arguments, **options)
+        await engine.admit()
+        try:
+            stream = await self._inner.connect_tcp(*arguments, **options)
+        except BaseException:
+            engine.allowance.give_back()
+            raise
+        return _connected(exchange, _AsyncStream, stream, engine.allowance)
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
 
 
-class _Handshake:
-    """A TCP stream on its way to TLS: the lease's sample begins after the handshake."""
+class _Stream:
+    """httpcore's stream, counted until it is closed. ``exchange``: whose latency sample begins after the handshake."""
 
-    def __init__(self, exchange: Exchange, stream: Any) -> None:
-        self._exchange, self._stream = exchange, stream
+    def __init__(self, stream: Any, allowance: list[Allowance], exchange: Exchange | None) -> None:
+        self._stream = stream
+        self._allowance = allowance  #: empty: given back; list.pop is atomic, two threads may close at once
+        self._exchange = exchange
+        self.read, self.write, self.get_extra_info = stream.read, stream.write, stream.get_extra_info
+
+    def close(self) -> None:
+        self._give_back()
+        self._stream.close()
 
     def start_tls(self, *arguments: Any, **options: Any) -> Any:
-        stream = self._stream.start_tls(*arguments, **options)
-        _begin_sample(self._exchange)
-        return stream
+        try:
+            stream = self._stream.start_tls(*arguments, **options)
+        except BaseException:
+            self.close()
+            raise
+        return self._secured(stream)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    def _secured(self, stream: Any) -> Any:
+        if self._exchange is not None:
+            _begin_sample(self._exchange)
+        return type(self)(stream, self._allowance, None)
+
+    def _give_back(self) -> None:
+        try:
+            allowance = self._allowance.pop()
+        except IndexError:
+            return
+        allowance.give_back()
 
 
-class _AsyncHandshake(_Handshake):
+class _AsyncStream(_Stream):
     """The same for asyncio."""
 
+    async def aclose(self) -> None:
+        self._give_back()
+        await self._stream.aclose()
+
     async def start_tls(self, *arguments: Any, **options: Any) -> Any:
-        stream = await self._stream.start_tls(*arguments, **options)
-        _begin_sample(self._exchange)
-        return stream
+        try:
+            stream = await self._stream.start_tls(*arguments, **options)
+        except BaseException:
+            await self.aclose()
+            raise
+        return self._secured(stream)
 
 
 def _connecting() -> Exchange | None:
@@ -403,13 +521,11 @@ def _connecting() -> Exchange | None:
     return exchange
 
 
-def _connected(exchange: Exchange | None, stream: Any, handshake: Callable[[Exchange, Any], Any]) -> Any:
-    if exchange is None:
-        return stream
-    if exchange.secure:
-        return handshake(exchange, stream)
-    _begin_sample(exchange)
-    return stream
+def _connected(exchange: Exchange | None, kind: type[_Stream], stream: Any, allowance: Allowance) -> Any:
+    secure = exchange is not None and exchange.secure
+    if exchange is not None and not secure:
+        _begin_sample(exchange)
+    return kind(stream, [allowance], exchange if secure else None)
 
 
 def _begin_sample(exchange: Exchange) -> None:

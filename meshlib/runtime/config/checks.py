@@ -20,6 +20,8 @@ Network = IPv4Network | IPv6Network
 #: The bound on waiting for the first knowledge, seconds (decision D3). More than a minute is a typing error: a caller
 #: that waits so long for names to be known is stuck, not patient.
 MAX_SYNC_TIMEOUT = 60.0
+#: As many descriptors as Linux lets a process have unless it is told otherwise (fs.nr_open).
+MAX_CONNECTIONS = 1_048_576
 #: A DNS label as Kubernetes wants it (RFC 1123): namespaces.
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 #: A host or domain name; underscores are tolerated, as resolvers do.
@@ -100,6 +102,15 @@ def seconds(where: str, value: Any) -> float:
     if not (math.isfinite(value) and 0 <= value <= MAX_SYNC_TIMEOUT):
         raise ConfigError(where, f"{value!r} is outside 0 to {MAX_SYNC_TIMEOUT:g} seconds")
     return float(value)
+
+
+def connections(where: str, value: Any) -> int:
+    """A number of connections; 0: as many as the default says."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(where, f"needs a whole number, not {_kind(value)}")
+    if not 0 <= value <= MAX_CONNECTIONS:
+        raise ConfigError(where, f"{value!r} is outside 0 to {MAX_CONNECTIONS}")
+    return value
 
 
 def one_of(*choices: str) -> Check:

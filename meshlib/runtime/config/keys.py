@@ -35,6 +35,7 @@ SCALARS: Mapping[str, Check] = {
     "hash_key": checks.hash_key,
     "plugins": checks.words,
     "wire": checks.one_of("httpcore", "fast"),
+    "total_connections": checks.connections,
 }
 ADDRESS: Mapping[str, Check] = {
     "allow": checks.networks,

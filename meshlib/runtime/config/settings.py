@@ -48,6 +48,7 @@ class Config:
     ``aliases`` maps host names to target text (decision D1). ``discovery`` maps a scheme to its resolver's settings.
     ``sync_timeout`` is in seconds. ``plugins`` names the plugin pickers that a Service annotation may choose.
     ``wire``: whose connections carry HTTP/1.1, ``httpcore``'s or our own ``fast`` ones (decision D18).
+    ``total_connections``: what one httpx client may have open in all; 0: three quarters of the descriptors.
     ``sidecar``: ``auto`` stands back where a mesh is found already (decision D3), ``ignore`` does not look.
     """
 
@@ -64,6 +65,7 @@ class Config:
     hash_key: str = ""
     plugins: tuple[str, ...] = ()
     wire: str = "fast"
+    total_connections: int = 0
     aliases: Mapping[str, str] = field(default_factory=_nothing)
     address: AddressSettings = AddressSettings()
     discovery: Mapping[str, Mapping[str, Any]] = field(default_factory=_nothing)

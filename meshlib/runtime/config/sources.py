@@ -72,6 +72,11 @@ def _from_text(where: str, check: Check | None, text: str) -> Any:
             return float(text)
         except ValueError:
             raise ConfigError(where, f"needs a number of seconds, not {text!r}") from None
+    if check is checks.connections:
+        try:
+            return int(text)
+        except ValueError:
+            raise ConfigError(where, f"needs a whole number, not {text!r}") from None
     if check in (checks.networks, checks.words):
         return [item.strip() for item in text.split(",") if item.strip()]
     if check is None or check is checks.table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 from typing import Any
 
@@ -9,8 +10,9 @@ import httpcore
 import pytest
 
 from meshlib.clients.httpx import engines
+from meshlib.clients.httpx.allowance import Allowance, default_cap
 from meshlib.clients.httpx.fast.choice import Choice
-from meshlib.clients.httpx.fast.slots import SHARE, Slots, default_cap
+from meshlib.clients.httpx.fast.slots import Slots
 from meshlib.clients.httpx.fast.sync_engine import SyncFastEngine
 from meshlib.clients.httpx.transport import MeshTransport
 from meshlib.clients.httpx.wire import SyncEngine, pool_settings
@@ -111,18 +113,32 @@ def test_sweeps_find_what_expired_a_few_lists_at_a_time() -> None:
     assert found.due() == []
 
 
-def test_the_cap_is_a_share_of_the_descriptors_and_idle_connections_make_room() -> None:
-    assert default_cap() >= 1
-    clock = Clock()
-    found = Slots(settings(max_connections=5), clock, new_lock, cap=2)
-    assert [found.count_one() for _ in range(3)] == [True, True, False]
+def test_idle_connections_make_room() -> None:
+    """Whoever has been idle goes; nobody when all are busy."""
+    found = slots(Clock())
     assert found.evict() is None
     connection = Connection()
     idle_in(found, endpoint(1), connection)
     assert found.evict() is connection
-    found.uncount()
-    assert found.count_one()
-    assert f"{SHARE:.0%}" in str(found.full())
+    assert found.evict() is None
+
+
+def test_an_allowance_is_a_share_of_the_descriptors_unless_told() -> None:
+    """Taken and given back; the error says how many, why, and which key changes it."""
+    assert Allowance(new_lock()).cap == default_cap() >= 1
+    assert "75% of its descriptors; total_connections changes it" in str(
+        Allowance(new_lock()).exhausted(httpcore)
+    )
+    two = Allowance(new_lock(), 2, "MESHLIB_TOTAL_CONNECTIONS")
+    assert [two.take() for _ in range(3)] == [True, True, False]
+    two.give_back()
+    assert [two.take() for _ in range(2)] == [True, False]
+    error = two.exhausted(httpcore)
+    assert isinstance(error, httpcore.ConnectError)
+    assert isinstance(error.__cause__, OSError)
+    assert error.__cause__.errno == errno.EMFILE
+    assert "2 connections in use" in str(error)
+    assert "total_connections = 2, from MESHLIB_TOTAL_CONNECTIONS" in str(error)
 
 
 def test_an_endpoint_that_left_keeps_nothing() -> None:

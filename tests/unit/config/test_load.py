@@ -27,6 +27,7 @@ picker = "least_request"
 hash_key = "header:x-user"
 plugins = ["my-picker"]
 wire = "httpcore"
+total_connections = 500
 
 [picker_settings]
 choices = 3
@@ -66,6 +67,7 @@ def test_every_key_of_a_file_is_read(tmp_path: Path) -> None:
     assert (config.picker, dict(config.picker_settings)) == ("least_request", {"choices": 3})
     assert (config.hash_key, config.plugins) == ("header:x-user", ("my-picker",))
     assert config.wire == "httpcore"
+    assert config.total_connections == 500
     assert config.aliases == {
         "orders.internal": "k8s:///orders.shop:http",
         "stock.internal:8080": "dns:///stock.example:80",
@@ -129,6 +131,7 @@ def test_tables_are_merged_entry_by_entry(tmp_path: Path) -> None:
         ("MESHLIB_ZONE", " eu-1 ", "zone", "eu-1"),
         ("NODE_NAME", "node-a", "node", "node-a"),
         ("MESHLIB_NODE_NAME", "node-b", "node", "node-b"),
+        ("MESHLIB_TOTAL_CONNECTIONS", "500", "total_connections", 500),
         ("MESHLIB_PLUGINS", "one, two", "plugins", ("one", "two")),
         ("MESHLIB_PICKER_SETTINGS", '{"choices": 3}', "picker_settings", {"choices": 3}),
         ("MESHLIB_ALIASES", '{"a": "dns:///a:1"}', "aliases", {"a": "dns:///a:1"}),
@@ -189,6 +192,9 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"sync_timeout": -0.1}, "code: sync_timeout", "outside"),
     ({"sync_timeout": float("nan")}, "code: sync_timeout", "outside"),
     ({"sync_timeout": True}, "code: sync_timeout", "number of seconds"),
+    ({"total_connections": -1}, "code: total_connections", "outside 0 to 1048576"),
+    ({"total_connections": True}, "code: total_connections", "needs a whole number"),
+    ({"total_connections": 1.5}, "code: total_connections", "needs a whole number"),
     ({"namespace": "*"}, "code: namespace", "not a namespace name"),
     ({"namespace": "../x"}, "code: namespace", "not a namespace name"),
     ({"namespace": "a" * 64}, "code: namespace", "not a namespace name"),

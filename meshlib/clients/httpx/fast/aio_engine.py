@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from meshlib.clients.httpx import wire
+from meshlib.clients.httpx.allowance import Allowance
 from meshlib.clients.httpx.attempt import Dial, Exchange
 from meshlib.clients.httpx.fast.aio_dial import dial, resuming
 from meshlib.clients.httpx.fast.aio_stream import AioStream
@@ -47,16 +48,17 @@ class AioFastEngine:
         original: Any,
         now: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
-        cap: int | None = None,
+        allowance: Allowance,
     ) -> None:
         self._core = core
         self._settings = wire.pool_settings(original)
         self._choice = Choice(core, self._settings)
-        self._other = wire.AsyncEngine(core, original, now, loop)
+        self._other = wire.AsyncEngine(core, original, now, loop, allowance, self._evict)
+        self.allowance = allowance
         self._now = now
         self.loop = loop
         # one thread, and nothing is awaited between a look and a change, so locks would guard nothing
-        self._slots = Slots(self._settings, now, nullcontext, cap)
+        self._slots = Slots(self._settings, now, nullcontext)
         #: Bodies that were thrown away unfinished: their connections must close.
         self.unread: deque[Any] = deque()
 
@@ -222,12 +224,9 @@ class AioFastEngine:
         """Open a connection in the place that was taken. Raises ConnectError, ConnectTimeout."""
         counted = False
         try:
-            while not (counted := self._slots.count_one()):
-                idle = self._slots.evict()
-                if idle is None:
-                    full = self._slots.full()
-                    raise self._core.ConnectError(full) from full
-                self._dispose([idle])
+            while not (counted := self.allowance.take()):
+                if not self._evict() and not await self._other.evict():
+                    raise self.allowance.exhausted(self._core)
             context: Any = None
             if out.secure:
                 context = self._settings["ssl_context"] or self._core.default_ssl_context()
@@ -249,8 +248,15 @@ class AioFastEngine:
         except BaseException:
             slot.freed()
             if counted:
-                self._slots.uncount()
+                self.allowance.give_back()
             raise
+
+    def _evict(self) -> bool:
+        """Close an idle connection to make room. False: all are busy."""
+        idle = self._slots.evict()
+        if idle is not None:
+            self._dispose([idle])
+        return idle is not None
 
     def _lose(self, connection: AioConnection) -> None:
         if connection.slot.lost(connection):
@@ -259,6 +265,6 @@ class AioFastEngine:
     def _dispose(self, connections: list[Any]) -> None:
         """Close connections that have left their free lists."""
         if connections:
-            self._slots.uncount(len(connections))
+            self.allowance.give_back(len(connections))
             for connection in connections:
                 connection.close()

@@ -1,13 +1,10 @@
-"""The free lists of one engine: by endpoint and TLS name; how many connections in all; what has expired.
+"""The free lists of one engine: by endpoint and TLS name; which can make room; what has expired.
 
-Dictionaries are only used through single operations that are atomic with and without the GIL; the rest is guarded by
-``lock`` (the engine's own, never held while a free list's is).
+Dictionaries are only used through single operations that are atomic with and without the GIL.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -15,26 +12,10 @@ from typing import Any
 from meshlib.clients.httpx.fast.free_list import FreeList
 from meshlib.pickers.subchannel import Subchannel
 
-#: Of the descriptors that the process may have, what one client's connections may take. The application needs some
-#: for itself, and at the cap idle connections make room one by one, while at EMFILE everything else fails too.
-SHARE = 0.75
-#: Where the limit is not known (no ``resource`` module) or "unlimited": Linux's default hard limit (INR_OPEN_MAX).
-DEFAULT_DESCRIPTORS = 4096
 #: Free lists looked at per request while a sweep is on, so that no request pays for all of them.
 SWEEP_STEP = 4
 #: A sweep begins at most this often, seconds, however short keepalive_expiry is.
 SWEEP_PAUSE = 1.0
-
-
-def default_cap() -> int:
-    """Connections that one engine may have open in all."""
-    try:
-        import resource
-
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    except (ImportError, OSError, ValueError):
-        soft = DEFAULT_DESCRIPTORS
-    return max(1, int((soft if soft > 0 else DEFAULT_DESCRIPTORS) * SHARE))  # -1: unlimited
 
 
 class Slots:
@@ -45,16 +26,12 @@ class Slots:
         settings: dict[str, Any],
         now: Callable[[], float],
         new_lock: Callable[[], Any],
-        cap: int | None = None,
     ) -> None:
         self.limit: int = settings["max_connections"]
         self.keep: int = settings["max_keepalive_connections"]
         self.expiry: float | None = settings["keepalive_expiry"]
-        self.cap = default_cap() if cap is None else cap
-        self.total = 0  #: connections open or being opened
         self._now = now
         self._new_lock = new_lock
-        self._lock = new_lock()
         self._lists: dict[Subchannel, dict[str, FreeList]] = {}
         self._with_idle: deque[FreeList] = deque()
         self._sweep_every = None if self.expiry is None else max(SWEEP_PAUSE, self.expiry)
@@ -103,18 +80,6 @@ class Slots:
             slot.listed = True
             self._with_idle.append(slot)
 
-    def count_one(self) -> bool:
-        """A connection is about to be opened. False: the cap is reached, close an idle one first."""
-        with self._lock:
-            if self.total >= self.cap:
-                return False
-            self.total += 1
-            return True
-
-    def uncount(self, connections: int = 1) -> None:
-        with self._lock:
-            self.total -= connections
-
     def evict(self) -> Any:
         """The oldest idle connection of the first endpoint that has one, to be closed; None: all are busy."""
         for _ in range(len(self._with_idle)):
@@ -149,14 +114,6 @@ class Slots:
                     found.append(connection)
                 self._relist(slot)
         return found
-
-    def full(self) -> OSError:
-        """Why no connection can be opened, as the operating system would say it a little later."""
-        return OSError(
-            errno.EMFILE,
-            f"{os.strerror(errno.EMFILE)}: this client has {self.total} connections in use, the most that "
-            f"it may have ({SHARE:.0%} of the process's descriptors)",
-        )
 
     def _next_listed(self) -> FreeList | None:
         try:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meshlib.clients.httpx import wire
+from meshlib.clients.httpx.allowance import Allowance
 from meshlib.clients.httpx.attempt import Dial, Exchange
 from meshlib.clients.httpx.fast.bodies import SyncBody
 from meshlib.clients.httpx.fast.choice import Choice
@@ -40,13 +41,14 @@ class _Waiter:
 class SyncFastEngine:
     """An Engine (see ``wire``). All methods may be called from any thread."""
 
-    def __init__(self, core: Any, original: Any, now: Callable[[], float], cap: int | None = None) -> None:
+    def __init__(self, core: Any, original: Any, now: Callable[[], float], allowance: Allowance) -> None:
         self._core = core
         self._settings = wire.pool_settings(original)
         self._choice = Choice(core, self._settings)
-        self._other = wire.SyncEngine(core, original, now)
+        self._other = wire.SyncEngine(core, original, now, allowance, self._evict)
+        self.allowance = allowance
         self._now = now
-        self._slots = Slots(self._settings, now, new_lock, cap)
+        self._slots = Slots(self._settings, now, new_lock)
         self._context = self._settings["ssl_context"]
         #: Bodies that were thrown away unfinished: their connections must close.
         self.unread: deque[Any] = deque()
@@ -190,12 +192,9 @@ class SyncFastEngine:
         """Open a connection in the place that was taken. Raises ConnectError, ConnectTimeout."""
         counted = False
         try:
-            while not (counted := self._slots.count_one()):
-                idle = self._slots.evict()
-                if idle is None:
-                    full = self._slots.full()
-                    raise self._core.ConnectError(full) from full
-                self._dispose([idle])
+            while not (counted := self.allowance.take()):
+                if not self._evict() and not self._other.evict():
+                    raise self.allowance.exhausted(self._core)
             endpoint, settings = step.lease.endpoint, self._settings
             timeout = out.connect_timeout
             sock: Any = dial(
@@ -218,8 +217,15 @@ class SyncFastEngine:
             with slot.lock:
                 slot.freed()
             if counted:
-                self._slots.uncount()
+                self.allowance.give_back()
             raise
+
+    def _evict(self) -> bool:
+        """Close an idle connection to make room. False: all are busy."""
+        idle = self._slots.evict()
+        if idle is not None:
+            self._dispose([idle])
+        return idle is not None
 
     def _lose(self, connection: SyncConnection) -> None:
         slot: FreeList = connection.slot
@@ -231,6 +237,6 @@ class SyncFastEngine:
     def _dispose(self, connections: list[Any]) -> None:
         """Close connections that have left their free lists."""
         if connections:
-            self._slots.uncount(len(connections))
+            self.allowance.give_back(len(connections))
             for connection in connections:
                 connection.close()

@@ -1,0 +1,72 @@
+"""Allowance: how many connections the client may have open in all, whichever wire made them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+#: Of the descriptors that the process may have, what one client's connections may take. The application needs some
+#: for itself, and at the cap idle connections make room one by one, while at EMFILE everything else fails too.
+SHARE = 0.75
+#: Where the limit is not known (no ``resource`` module) or "unlimited": Linux's default hard limit (INR_OPEN_MAX).
+DEFAULT_DESCRIPTORS = 4096
+#: The configuration's key for the cap.
+KEY = "total_connections"
+
+
+def default_cap() -> int:
+    """Connections that one client may have open in all, where nobody said."""
+    try:
+        import resource
+
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ImportError, OSError, ValueError):
+        soft = DEFAULT_DESCRIPTORS
+    return max(1, int((soft if soft > 0 else DEFAULT_DESCRIPTORS) * SHARE))  # -1: unlimited
+
+
+class Allowance:
+    """One per engine: per client, and in asyncio per loop of it. Thread-safe if ``lock`` is a lock.
+
+    ``cap``: connections; 0: three quarters of the process's descriptors. ``place``: where the cap was written.
+    """
+
+    __slots__ = ("_lock", "_place", "cap", "used")
+
+    def __init__(self, lock: AbstractContextManager[object], cap: int = 0, place: str = "") -> None:
+        self._lock = lock
+        self._place = place if cap else ""
+        self.cap = cap or default_cap()
+        self.used = 0  #: connections open or being opened
+
+    def take(self) -> bool:
+        """A connection is about to be opened. False: the cap is reached, close an idle one first."""
+        with self._lock:
+            if self.used >= self.cap:
+                return False
+            self.used += 1
+            return True
+
+    def give_back(self, connections: int = 1) -> None:
+        """Connections were closed, or not opened after all."""
+        with self._lock:
+            self.used -= connections
+
+    def exhausted(self, core: Any) -> Exception:
+        """httpcore's ConnectError to raise when nothing idle can make room. It blames no endpoint: its cause is what
+        the operating system would say a little later."""
+        why = f"{SHARE:.0%} of its descriptors; {KEY} changes it"
+        if self._place:
+            why = f"{KEY} = {self.cap}, from {self._place}"
+        many = f"this client has {self.used} connections in use, the most that it may have ({why})"
+        full = OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)}: {many}")
+        error: Exception = core.ConnectError(full)
+        error.__cause__ = full
+        return error
+
+
+#: Makes the allowance of an engine, given its lock: the cap is read once, when the engine is made.
+MakeAllowance = Callable[[AbstractContextManager[object]], Allowance]
