@@ -295,6 +295,25 @@ def test_a_connection_closed_while_idle_is_not_used(method: str) -> None:
         assert len(server.heads) == 15
 
 
+def test_an_unread_body_is_never_part_of_the_next() -> None:
+    """A reply that came whole and was closed unread: its connection serves the next request, its body does not."""
+    replies = [[b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n" + body] for body in (b"one", b"two")]
+    with ScriptedServer(replies) as server, sync_client([("127.0.0.1", server.port)]) as client:
+        with client.stream("GET", URL):
+            pass
+        assert (client.get(URL).content, server.connections) == (b"two", 1)
+
+    async def main(port: int) -> bytes:
+        async with aio_client([("127.0.0.1", port)]) as client:
+            async with client.stream("GET", URL):
+                pass
+            return (await client.get(URL)).content
+
+    with ScriptedServer(replies) as server:
+        assert asyncio.run(main(server.port)) == b"two"
+        assert server.connections == 1
+
+
 def test_what_comes_after_a_reply_is_never_a_reply() -> None:
     """A server that answers twice: the second answer is thrown away with its connection (response splitting)."""
     other = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"

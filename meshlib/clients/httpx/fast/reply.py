@@ -62,7 +62,6 @@ class ReplyParser:
         self._parser: Any = None
         self._second: SecondReader | None = None
         self._chunked = False
-        self.parts: list[bytes] = []  #: of the body, not taken yet
         self.begin(b"GET", False)
 
     def begin(self, method: bytes, upgrades: bool) -> None:
@@ -91,6 +90,9 @@ class ReplyParser:
         self.reason = b""
         self.version = b"HTTP/1.1"
         self.headers: list[tuple[bytes, bytes]] = []
+        self.parts: list[
+            bytes
+        ] = []  #: of the body, not taken yet; an earlier reply's may have been left unread
         self.size = 0  #: bytes in ``parts``
         self.head_done = self.complete = self.upgraded = False
         self.leftover = b""  #: after a 101: what already belongs to the other protocol
