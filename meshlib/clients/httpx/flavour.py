@@ -58,11 +58,16 @@ class Flavour:
         """Whether somebody patched the pool's class (respx does): the mock must see the logical URL, not an address.
 
         Looked at for every request, and without a memory of what was there before: a mock may come and go at any
-        time, also before meshlib is loaded.
+        time, also before meshlib is loaded. (What a function is does not change, so that is remembered.)
         """
-        kind = type(pool)
-        name = "handle_request" if hasattr(kind, "handle_request") else "handle_async_request"
-        return not _is_from(getattr(kind, name), self.core)
+        kind: Any = type(pool)
+        method = getattr(kind, "handle_async_request", None) or kind.handle_request
+        if _genuine.get(id(method)) is method:
+            return False
+        if _is_from(method, self.core):
+            _genuine[id(method)] = method
+            return False
+        return True
 
     def warn(self, what: str) -> None:
         """Tell that requests take the bare path (decision D18)."""
@@ -71,6 +76,10 @@ class Flavour:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+#: Functions that were found to be a library's own (one or two for each), by identity: wrappers claim to be equal.
+_genuine: dict[int, object] = {}
 
 
 def _is_from(method: object, library: Any) -> bool:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+_NO_TIMEOUTS: Mapping[str, float | None] = {}
 
 
 class Outgoing:
     """Times are seconds; None: unlimited."""
 
-    __slots__ = ("body", "connect_timeout", "extensions", "headers", "method", "secure", "tls_name", "url")
+    __slots__ = (
+        "body",
+        "connect_timeout",
+        "extensions",
+        "headers",
+        "method",
+        "secure",
+        "timeouts",
+        "tls_name",
+        "url",
+    )
 
     def __init__(
         self,
@@ -21,17 +34,15 @@ class Outgoing:
     ) -> None:
         self.method: bytes = request.method
         self.url = request.url  #: as typed
-        self.extensions: Any = request.extensions
+        extensions = request.extensions
+        self.extensions: Any = extensions
+        #: what the caller set, by kind ("read", "write", "pool")
+        self.timeouts: Mapping[str, float | None] = extensions.get("timeout") or _NO_TIMEOUTS
         self.headers = headers
         self.body = body
         self.secure = secure
         self.tls_name = tls_name
         self.connect_timeout = connect_timeout
-
-    def timeout(self, kind: str) -> float | None:
-        timeouts = self.extensions.get("timeout")
-        found: float | None = timeouts.get(kind) if timeouts else None
-        return found
 
     def as_core(self, core: Any, address: str, port: int) -> Any:
         """The same as httpcore's Request, dialled at an address."""

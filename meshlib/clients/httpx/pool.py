@@ -216,7 +216,11 @@ class MeshPool(_Pool):
             step = next(steps)
             while True:
                 try:
-                    outcome = self._perform(step, handle, engine, request, exchange)
+                    if type(step) is Dial:
+                        out = self._to_endpoint(handle, request, exchange, step)
+                        outcome: Any = engine.send(step, out, exchange)
+                    else:
+                        outcome = self._rest(step, handle, exchange)
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -233,11 +237,7 @@ class MeshPool(_Pool):
                 return self.original.handle_request(request)
             raise as_httpcore(error, self._flavour.core, exchange.pool_is_shorter) from error
 
-    def _perform(
-        self, step: Any, handle: TargetHandle, engine: engines.Sync, request: Any, exchange: Exchange
-    ) -> Any:
-        if isinstance(step, Dial):
-            return engine.send(step, self._to_endpoint(handle, request, exchange, step), exchange)
+    def _rest(self, step: Any, handle: TargetHandle, exchange: Exchange) -> Any:
         if isinstance(step, Wait):
             return handle.acquire(step.timeout, exchange.hash_key)
         assert isinstance(step, Pause)  # noqa: S101 - for mypy; there is no fourth step
@@ -317,7 +317,11 @@ class AsyncMeshPool(_Pool):
             step = next(steps)
             while True:
                 try:
-                    outcome = await self._perform(step, handle, engine, request, exchange)
+                    if type(step) is Dial:
+                        out = self._to_endpoint(handle, request, exchange, step)
+                        outcome: Any = await engine.send(step, out, exchange)
+                    else:
+                        outcome = await self._rest(step, handle, exchange)
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -334,11 +338,7 @@ class AsyncMeshPool(_Pool):
                 return await self.original.handle_async_request(request)
             raise as_httpcore(error, self._flavour.core, exchange.pool_is_shorter) from error
 
-    async def _perform(
-        self, step: Any, handle: TargetHandle, engine: engines.Async, request: Any, exchange: Exchange
-    ) -> Any:
-        if isinstance(step, Dial):
-            return await engine.send(step, self._to_endpoint(handle, request, exchange, step), exchange)
+    async def _rest(self, step: Any, handle: TargetHandle, exchange: Exchange) -> Any:
         if isinstance(step, Wait):
             return await handle.acquire_async(step.timeout, exchange.hash_key)
         assert isinstance(step, Pause)  # noqa: S101 - for mypy; there is no fourth step

@@ -87,3 +87,27 @@ def test_mocked_pool_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not load().is_mocked(pool)
     monkeypatch.setattr(httpcore.ConnectionPool, "handle_request", lambda self, request: None)
     assert load().is_mocked(pool)
+
+
+class Wrapper:
+    """As wrapt's: equal to the function inside, with the same hash."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.inner == other)
+
+    def __hash__(self) -> int:
+        return hash(self.inner)
+
+
+def test_a_wrapper_that_claims_to_be_the_librarys_own_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found genuine is remembered by identity: a later wrapper around it is a mock all the same."""
+    pool = httpcore.ConnectionPool()
+    assert not load().is_mocked(pool)
+    genuine = httpcore.ConnectionPool.handle_request
+    monkeypatch.setattr(httpcore.ConnectionPool, "handle_request", Wrapper(genuine))
+    assert load().is_mocked(pool)
+    monkeypatch.setattr(httpcore.ConnectionPool, "handle_request", genuine)
+    assert not load().is_mocked(pool)

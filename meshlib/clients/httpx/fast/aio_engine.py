@@ -74,12 +74,13 @@ class AioFastEngine:
             return await self._other.send(step, out, exchange)
         error = self._core.LocalProtocolError
         head = request_head(out.method, out.url.target, out.headers, error)
+        timeouts = out.timeouts
         slot = self._slots.find(step.lease.subchannel, out.tls_name, step.keep)
         if step.fresh:
             self._dispose(slot.take_idle())
         connection = self._take(slot)
         if connection is None:
-            connection = await self._wait(slot, out.timeout("pool"))
+            connection = await self._wait(slot, timeouts.get("pool"))
         exchange.lease, exchange.reused = step.lease, connection is not OPEN
         if connection is OPEN:
             connection = await self._open(slot, step, out)
@@ -89,9 +90,9 @@ class AioFastEngine:
             reply.begin(out.method, head.upgrades)
             connection.serving = True
             sent = await connection.send_request(
-                head, out.body, exchange.body.replayable, out.timeout("write")
+                head, out.body, exchange.body.replayable, timeouts.get("write")
             )
-            timeout = out.timeout("read")
+            timeout = timeouts.get("read")
             while not reply.head_done:
                 await connection.receive(timeout)
         except BaseException:

@@ -140,6 +140,11 @@ class AioConnection(asyncio.Protocol):
 
         ``joinable``: the body is there already, waiting for its parts cannot delay the head.
         """
+        if joinable and head.length >= 0:
+            whole = b"".join(body)
+            if len(whole) == head.length <= JOIN_UP_TO:  # nearly every request: one piece
+                return await self._write(head.data + whole, timeout)
+            body = (whole,)
         framing = Framing(head.length, self._core.LocalProtocolError)
         pending = head.data
         if not joinable:
@@ -183,7 +188,8 @@ class AioConnection(asyncio.Protocol):
 
     async def receive(self, timeout: float | None) -> None:
         """Wait until more of the reply (once its head is there: anything more) has come; raises what went wrong."""
-        self._raise_error()
+        if self._error is not None:
+            raise self._error
         if self._paused_reading:
             self._resume()
         await self._wait(timeout)

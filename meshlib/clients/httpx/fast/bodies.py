@@ -12,6 +12,9 @@ from typing import Any
 from meshlib.clients.httpx.body import abandon
 from meshlib.runtime.lease import Lease
 
+#: An iterator that has ended, for bodies of which nothing was taken yet.
+_NOTHING: Iterator[bytes] = iter(())
+
 
 class _Body:
     """``close`` gives the connection back, or closes it when it cannot serve another request. Idempotent."""
@@ -46,10 +49,11 @@ class _Body:
             self._end(error)
 
     def __del__(self) -> None:
-        lease, self._lease = getattr(self, "_lease", None), None
+        lease = self._lease
         if lease is not None:
+            self._lease = None
             abandon(lease)
-        if getattr(self, "_connection", None) is not None:
+        if self._connection is not None:
             self._engine.unread.append(self)  # a finalizer must not take locks: the next request closes it
 
 
@@ -84,10 +88,11 @@ class AioBody(_Body):
     """For asyncio. Nothing in ``aclose`` waits, so it cannot be interrupted."""
 
     __slots__ = ("_parts",)
+    _parts: Iterator[bytes]
 
     def __init__(self, engine: Any, connection: Any, timeout: float | None) -> None:
         super().__init__(engine, connection, timeout)
-        self._parts: Iterator[bytes] = iter(())
+        self._parts = _NOTHING
 
     def __aiter__(self) -> AioBody:
         return self

@@ -21,7 +21,8 @@ _names: dict[bytes, bytes] = {}
 
 CHUNKED = -1
 
-#: Headers that httpx puts into every request. Their lines are made once; they say nothing about the framing.
+#: Headers that httpx puts into every request. Their lines are made once; they say nothing about the framing. A client's
+#: User-Agent joins them.
 _COMMON = frozenset(
     {
         (b"Accept", b"*/*"),
@@ -90,7 +91,10 @@ def request_head(
             closes = closes or b"close" in words
         elif name == b"upgrade":
             upgrades = True
-        lines.append(b"%b: %b\r\n" % (raw, value))
+        line = b"%b: %b\r\n" % (raw, value)
+        lines.append(line)
+        if name == b"user-agent" and len(_lines) < _NAMES_KEPT:  # the same in every request of a client
+            _lines[pair] = line
     if len(hosts) != 1:
         raise error("Found multiple Host: headers" if hosts else "Missing mandatory Host: header")
     data = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, target, hosts[0], b"".join(lines))

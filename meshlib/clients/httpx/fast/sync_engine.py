@@ -65,12 +65,13 @@ class SyncFastEngine:
             return self._other.send(step, out, exchange)
         error = self._core.LocalProtocolError
         head = request_head(out.method, out.url.target, out.headers, error)
+        timeouts = out.timeouts
         slot = self._slots.find(step.lease.subchannel, out.tls_name, step.keep)
         if step.fresh:
             with slot.lock:
                 stale = slot.take_idle()
             self._dispose(stale)
-        connection = self._acquire(slot, out.timeout("pool"))
+        connection = self._acquire(slot, timeouts.get("pool"))
         exchange.lease, exchange.reused = step.lease, connection is not None
         if connection is None:
             connection = self._open(slot, step, out)
@@ -78,8 +79,8 @@ class SyncFastEngine:
         try:
             reply = connection.reply
             reply.begin(out.method, head.upgrades)
-            sent = connection.send_request(head, out.body, exchange.body.replayable, out.timeout("write"))
-            timeout = out.timeout("read")
+            sent = connection.send_request(head, out.body, exchange.body.replayable, timeouts.get("write"))
+            timeout = timeouts.get("read")
             while not reply.head_done:
                 connection.receive(timeout)
         except BaseException:

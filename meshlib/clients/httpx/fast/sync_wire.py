@@ -84,6 +84,11 @@ class SyncConnection:
 
         ``joinable``: the body is there already, waiting for its parts cannot delay the head.
         """
+        if joinable and head.length >= 0:
+            whole = b"".join(body)
+            if len(whole) == head.length <= JOIN_UP_TO:  # nearly every request: one piece
+                return self._try_write(head.data + whole, timeout)
+            body = (whole,)
         framing = Framing(head.length, self._core.LocalProtocolError)
         pending = head.data
         if not joinable and pending:
