@@ -24,13 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class _Installation:
-    """What is installed now. ``mesh`` is None until the first library needs one (``meshlib run`` waits for that)."""
+    """What is installed now. No ``mesh`` until the first library needs one (``meshlib run`` waits for that)."""
 
     libraries: frozenset[str]
     given: Mesh | None
     automatic: bool
-    mesh: Mesh | None = None
+    #: One at most, under "mesh". A dictionary, because two threads may import their libraries at the same time, and
+    #: ``setdefault`` lets one of them win.
+    made: dict[str, Mesh] = field(default_factory=dict)
     seams: list[Any] = field(default_factory=list)
+
+    @property
+    def mesh(self) -> Mesh | None:
+        return self.made.get("mesh")
 
     def is_like(self, other: _Installation) -> bool:
         return self.libraries == other.libraries and self.given is other.given
@@ -128,6 +134,10 @@ def _starter(installation: _Installation, name: str) -> Callable[[], None]:
             if seam is not None:
                 seam.put_on()
                 installation.seams.append(seam)
+                if (
+                    _current is not installation
+                ):  # uninstalled meanwhile, by a thread that did not see this seam
+                    seam.take_off()
         except Exception as error:  # an import that worked without us must work with us (decision D18)
             _pass_through(error)
 
@@ -152,11 +162,12 @@ def _seam(name: str, mesh: Mesh) -> Any:
 
 
 def _mesh_of(installation: _Installation) -> Mesh:
-    if installation.mesh is None:
+    mesh = installation.mesh
+    if mesh is None:
         from meshlib.runtime.default import transparent_mesh
 
-        installation.mesh = installation.given or transparent_mesh()
-    return installation.mesh
+        mesh = installation.made.setdefault("mesh", installation.given or transparent_mesh())
+    return mesh
 
 
 def _take_off(installation: _Installation) -> None:

@@ -116,7 +116,7 @@ class Mesh:
 
     @property
     def handles(self) -> tuple[TargetHandle, ...]:
-        return tuple(self._handles.values())
+        return tuple(self._handles.copy().values())  # a copy is atomic, a walk is not: other threads add
 
     # -- life ----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ from meshlib.clients.httpx.pool import AsyncMeshPool
 from meshlib.errors import NoEndpoints
 from meshlib.runtime.config import load_config
 from meshlib.runtime.mesh import Mesh
-from meshlib.runtime.process import Generation
 from tests.components.backends import Backends, HttpBackend
 from tests.unit.clients_httpx.fakes import FakeHandle, async_transport
 
@@ -245,8 +244,8 @@ def test_loop_closed_without_aclose(backends: Backends) -> None:
     gc.collect()
 
 
-def test_inherited_connections_are_left_alone(backends: Backends, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a new process generation: new connections, and the inherited ones are neither used nor closed."""
+def test_inherited_connections_are_left_alone(backends: Backends) -> None:
+    """After a fork: new connections, and the inherited ones are neither used nor closed."""
     (server,) = backends.http(1)
     handle = handle_for([server])
     transport = async_transport(handle)
@@ -255,7 +254,7 @@ def test_inherited_connections_are_left_alone(backends: Backends, monkeypatch: p
         async with httpx.AsyncClient(transport=transport) as client:
             await client.get(URL)
             (inherited,) = transport._pool._engines.values()  # type: ignore[attr-defined]
-            monkeypatch.setattr(Generation, "current", Generation.current + 1)
+            transport._pool.after_fork()  # type: ignore[attr-defined]
             await client.get(URL)
             assert (server.accepted, server.connections) == (2, 2)
             handle.replace([])

@@ -22,7 +22,6 @@ from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
 from meshlib.pickers.hash_key import parse_hash_key
 from meshlib.runtime.config import load_config
 from meshlib.runtime.mesh import Mesh
-from meshlib.runtime.process import Generation
 from meshlib.testing.manual import ManualResolver
 from tests.components.backends import Backends, HttpBackend
 from tests.unit.clients_httpx.fakes import FakeHandle, sync_transport
@@ -332,15 +331,15 @@ def test_client_dropped_without_close(backends: Backends) -> None:
     handle.replace([])
 
 
-def test_inherited_connections_are_left_alone(backends: Backends, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a new process generation: new connections, and the inherited ones are neither used, swept nor closed."""
+def test_inherited_connections_are_left_alone(backends: Backends) -> None:
+    """After a fork: new connections, and the inherited ones are neither used, swept nor closed."""
     (server,) = backends.http(1)
     handle = handle_for([server])
     transport = sync_transport(handle)
     with httpx.Client(transport=transport) as client:
         client.get(URL)
         inherited: Any = transport._pool._engine  # type: ignore[attr-defined]
-        monkeypatch.setattr(Generation, "current", Generation.current + 1)
+        transport._pool.after_fork()  # type: ignore[attr-defined]
         client.get(URL)
         assert (server.accepted, server.connections) == (2, 2)
         handle.replace([])

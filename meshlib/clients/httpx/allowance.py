@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 #: Of the descriptors that the process may have, what one client's connections may take. The application needs some
@@ -54,6 +54,11 @@ class Allowance:
         """Connections were closed, or not opened after all."""
         with self._lock:
             self.used -= connections
+
+    def after_fork(self) -> None:
+        """In a forked child, where it is used no more: the response that the forking thread was reading may still be
+        closed, and another thread of the parent may have held the lock."""
+        self._lock = nullcontext()
 
     def exhausted(self, core: Any) -> Exception:
         """httpcore's ConnectError to raise when nothing idle can make room. It blames no endpoint: its cause is what

@@ -31,7 +31,7 @@ from meshlib.runtime.factory import client_identity
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.mesh import Mesh
 from meshlib.runtime.primitives import new_lock
-from meshlib.runtime.process import Generation
+from meshlib.runtime.process import rebuild_after_fork
 
 #: Engines inherited through fork. Their connections belong to the parent: closing them, or letting a finalizer close
 #: them, would speak on the parent's sockets, so they are kept until the process ends.
@@ -84,8 +84,8 @@ class _Pool:
         self._now = now
         self._identities: dict[TargetHandle, _Identity] = {}
         self._client_key: str | None = None
-        self._generation = Generation.current
         self._retries: int = original._retries
+        rebuild_after_fork(self)
 
     @property
     def connections(self) -> list[Any]:
@@ -108,8 +108,8 @@ class _Pool:
             if handle is None:
                 return None
         if handle not in self._identities:
+            handle.on_removed(self._removed)  # first: another thread goes on as soon as it finds the identity
             self._identities[handle] = _identity(handle)
-            handle.on_removed(self._removed)
         return handle
 
     def _is_bare_after_all(self, url: Any, exchange: Exchange) -> bool:
@@ -119,13 +119,11 @@ class _Pool:
     def _removed(self, subchannel: Subchannel) -> None:
         raise NotImplementedError
 
-    def _forget_inherited(self) -> None:
-        raise NotImplementedError
-
-    def _check_generation(self) -> None:
-        if self._generation != Generation.current:
-            self._forget_inherited()
-            self._generation = Generation.current
+    def after_fork(self) -> None:
+        """In a forked child, before any other code of it runs: forget the engines, leave their connections alone."""
+        self._client_key = None
+        # Closing the client closes the original pool, whose lock another thread of the parent may have held.
+        self.original._optional_thread_lock = type(self.original._optional_thread_lock)()
 
     def _exchange(self, handle: TargetHandle, request: Any) -> Exchange:
         timeouts = request.extensions.get("timeout") or {}
@@ -206,7 +204,6 @@ class MeshPool(_Pool):
         handle = self._handle_for(request.url)
         if handle is None:
             return self.original.handle_request(request)
-        self._check_generation()
         settle_abandoned()
         engine = self._engine or self._new_engine()
         engine.tidy()
@@ -253,23 +250,23 @@ class MeshPool(_Pool):
 
     def _removed(self, subchannel: Subchannel) -> None:
         engine = self._engine
-        if engine is not None and self._generation == Generation.current:
+        if engine is not None:
             engine.retire(subchannel)
 
-    def _forget_inherited(self) -> None:
-        self._client_key = None
-        _graveyard.append(self._engine)
+    def after_fork(self) -> None:
+        super().after_fork()
+        if self._engine is not None:
+            self._engine.after_fork()
+            _graveyard.append(self._engine)
         self._engine = None
         self._engine_lock = new_lock()  # the old one may be held by a thread that is not here
 
     def drain(self) -> None:
         """Stop using endpoints; requests in flight finish, the original pool stays open."""
-        self._check_generation()
         if self._engine is not None:
             self._engine.drain()
 
     def close(self) -> None:
-        self._check_generation()
         settle_abandoned()
         if self._engine is not None:
             self._engine.close()
@@ -307,7 +304,6 @@ class AsyncMeshPool(_Pool):
         handle = self._handle_for(request.url)
         if handle is None:
             return await self.original.handle_async_request(request)
-        self._check_generation()
         settle_abandoned()
         engine = self._engines.get(loop) or self._new_engine(loop)
         engine.tidy()
@@ -355,23 +351,22 @@ class AsyncMeshPool(_Pool):
         return self._engines.setdefault(loop, made)
 
     def _removed(self, subchannel: Subchannel) -> None:
-        if self._generation == Generation.current:
-            for engine in list(self._engines.values()):
-                engine.retire(subchannel)
+        for engine in list(self._engines.values()):
+            engine.retire(subchannel)
 
-    def _forget_inherited(self) -> None:
-        self._client_key = None
+    def after_fork(self) -> None:
+        super().after_fork()
+        for engine in self._engines.values():
+            engine.after_fork()
         _graveyard.append(self._engines)
         self._engines = {}
 
     def drain(self) -> None:
         """Stop using endpoints; requests in flight finish, the original pool stays open."""
-        self._check_generation()
         for engine in list(self._engines.values()):
             engine.drain()
 
     async def aclose(self) -> None:
-        self._check_generation()
         settle_abandoned()
         others, self._engines = self._engines, {}
         own: engines.Async | None = None

@@ -52,6 +52,10 @@ class Engine(Protocol):
         """Requests that have a connection, or wait for one."""
         ...
 
+    def after_fork(self) -> None:
+        """In a forked child: this engine is the parent's. Takes no lock and closes nothing."""
+        ...
+
 
 def pool_settings(pool: Any) -> dict[str, Any]:
     """The arguments that make another pool like this one. The SSL context is shared: making one costs about 20 ms.
@@ -101,6 +105,13 @@ class _Pools:
 
     def in_use(self) -> int:
         return sum(len(pool._requests) for pool in self._all())
+
+    def after_fork(self) -> None:
+        """In a forked child: another thread of the parent may have held a pool's lock, and a response that the forking
+        thread was reading may end here."""
+        self.allowance.after_fork()
+        for pool in self._all():
+            pool._optional_thread_lock = type(pool._optional_thread_lock)()
 
     def _request(self, step: Dial, out: Outgoing) -> Any:
         endpoint = step.lease.endpoint

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -58,7 +60,7 @@ async def dial(
     try:
         sock = opened = _tcp_socket(address[0], settings["local_address"], settings["socket_options"])
         async with asyncio.timeout(timeout):
-            await loop.sock_connect(opened, address)
+            await _connect(loop, opened, address)
         options: dict[str, Any] = {}
         if context is not None:
             options = {
@@ -79,6 +81,34 @@ async def dial(
         if isinstance(error, OSError):
             raise core.ConnectError(error) from error
         raise
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: tuple[str, int]) -> None:
+    """``loop.sock_connect``. uvloop's would look the address up in a thread of its pool, numeric as it is: twice the
+    time, and a forked child of a process that has that pool crashes in libuv when it exits."""
+    if isinstance(loop, asyncio.BaseEventLoop):
+        await loop.sock_connect(sock, address)
+        return
+    error = sock.connect_ex(address)
+    if error == errno.EINPROGRESS:
+        await _writable(loop, sock)
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    seen: asyncio.Future[None] = loop.create_future()
+
+    def see() -> None:
+        if not seen.done():
+            seen.set_result(None)
+
+    loop.add_writer(sock, see)
+    try:
+        await seen
+    finally:
+        loop.remove_writer(sock)
 
 
 def _tcp_socket(address: str, local_address: str | None, options: Any) -> socket.socket:

@@ -61,6 +61,7 @@ class AioFastEngine:
         self._slots = Slots(self._settings, now, nullcontext)
         #: Bodies that were thrown away unfinished: their connections must close.
         self.unread: deque[Any] = deque()
+        self._inherited = False  #: by a fork: the connections, and the loop's epoll, are the parent's too
 
     def pool_count(self) -> int:
         return self._slots.count() + self._other.pool_count()
@@ -104,6 +105,8 @@ class AioFastEngine:
 
     def ended(self, connection: AioConnection) -> None:
         """The request on the connection is over, whichever way."""
+        if self._inherited:
+            return
         if connection.lost or not connection.reply.reusable:
             self._lose(connection)
             return
@@ -259,8 +262,13 @@ class AioFastEngine:
             self._dispose([idle])
         return idle is not None
 
+    def after_fork(self) -> None:
+        """In a forked child. Closing a transport there would take the parent's out of the epoll that both share."""
+        self._inherited = True
+        self._other.after_fork()
+
     def _lose(self, connection: AioConnection) -> None:
-        if connection.slot.lost(connection):
+        if not self._inherited and connection.slot.lost(connection):
             self._dispose([connection])
 
     def _dispose(self, connections: list[Any]) -> None:

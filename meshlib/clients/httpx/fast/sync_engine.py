@@ -52,6 +52,7 @@ class SyncFastEngine:
         self._context = self._settings["ssl_context"]
         #: Bodies that were thrown away unfinished: their connections must close.
         self.unread: deque[Any] = deque()
+        self._inherited = False  #: by a fork: the connections are the parent's
 
     def pool_count(self) -> int:
         return self._slots.count() + self._other.pool_count()
@@ -92,6 +93,8 @@ class SyncFastEngine:
 
     def ended(self, connection: SyncConnection) -> None:
         """The request on the connection is over, whichever way."""
+        if self._inherited:
+            return
         if not connection.reply.reusable:
             self._lose(connection)
             return
@@ -228,7 +231,15 @@ class SyncFastEngine:
             self._dispose([idle])
         return idle is not None
 
+    def after_fork(self) -> None:
+        """In a forked child, which has only the thread that forked. If that was in the middle of a response, its end
+        must neither take a lock that another thread of the parent held, nor close what the parent reads from."""
+        self._inherited = True
+        self._other.after_fork()
+
     def _lose(self, connection: SyncConnection) -> None:
+        if self._inherited:
+            return
         slot: FreeList = connection.slot
         with slot.lock:
             here = slot.lost(connection)
