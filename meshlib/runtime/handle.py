@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
 from meshlib.model.events import SourceFailed
@@ -17,7 +17,7 @@ from meshlib.pickers.hash_key import HashKeySource, HashKeySpec
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.balancer import Balancer, Known, Way
 from meshlib.runtime.cell import Cell, State
-from meshlib.runtime.factory import client_identity
+from meshlib.runtime.factory import PickerFactory, client_identity
 from meshlib.runtime.lease import Lease, ServiceLease
 from meshlib.runtime.observing import emit
 from meshlib.runtime.picking import Pick
@@ -31,6 +31,14 @@ _NOTHING: frozenset[Subchannel] = frozenset()
 WAIT_SHARE = 0.5
 
 
+class KeyOf(Protocol):
+    """Finds the hash key of a request. ``always``: also when no setting asks for one."""
+
+    always: bool
+
+    def __call__(self, about: Any, /) -> str | bytes | None: ...
+
+
 @dataclass(slots=True, frozen=True)
 class Live:
     """What belongs to one process: forgotten after fork, with the last snapshot kept as a seed."""
@@ -40,7 +48,7 @@ class Live:
     watch: TargetWatch
     now: Callable[[], float]
     call: Callable[..., None]
-    annotated_hash_key: Callable[[], HashKeySpec | None]
+    annotated: PickerFactory
 
 
 class TargetHandle:
@@ -76,6 +84,25 @@ class TargetHandle:
                 raise state.error()
             return None
         return self._pick(live, state.picker, hash_key, exclude)
+
+    def choose(self, now: float, key: KeyOf, about: Any) -> Subchannel | None:
+        """``try_acquire`` for calls too quick to afford a Lease: the Subchannel, with the request counted in.
+
+        The caller ends it with the Subchannel's ``finish``, or wraps it in a Lease that began at ``now`` (seconds of
+        ``Clock.now``). ``key(about)`` is only asked where a hash key is wanted. None: ``try_acquire`` says why.
+        """
+        live = self._live or self._start()
+        picker = live.cell.state.picker
+        if picker is None:
+            return None
+        hash_key = None
+        if key.always or self._hash_key is not None or live.annotated.annotated_hash_key is not None:
+            hash_key = key(about)
+        subchannel = picker.pick(PickInfo(now, hash_key))
+        if subchannel is not None and not picker.counts:
+            with subchannel.lock:
+                subchannel.inflight += 1
+        return subchannel
 
     def acquire(
         self,
@@ -157,7 +184,7 @@ class TargetHandle:
     def hash_key(self) -> HashKeySpec | None:
         """Where clients find the key of hash policies: what is configured, else what the annotation says now."""
         live = self._live
-        return self._hash_key or (live.annotated_hash_key() if live is not None else None)
+        return self._hash_key or (live.annotated.annotated_hash_key if live is not None else None)
 
     # -- looking -------------------------------------------------------------------------------------------------
 

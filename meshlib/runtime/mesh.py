@@ -233,7 +233,7 @@ class Mesh:
             watch,
             runtime.clock.now,
             runtime.control.call,
-            lambda: factory.annotated_hash_key,
+            factory,
         )
 
     def _watch(self, runtime: process.ProcessRuntime, balancer: Balancer) -> TargetWatch:

@@ -13,6 +13,7 @@ from meshlib.clients.grpc.aio_pool import LoopPool, at_once
 from meshlib.clients.grpc.attempts import Attempts
 from meshlib.clients.grpc.callbacks import run_callbacks
 from meshlib.clients.grpc.pool import Bound
+from meshlib.clients.grpc.reach import connected_now, reach_async, undecided
 from meshlib.clients.grpc.status import (
     CANCEL_DETAILS,
     DEADLINE_DETAILS,
@@ -21,10 +22,10 @@ from meshlib.clients.grpc.status import (
     is_local,
     is_refusal,
 )
-from meshlib.clients.grpc.transport import Completion
+from meshlib.clients.grpc.transport import Completion, Transport
 from meshlib.errors import MeshError
 from meshlib.runtime.handle import TargetHandle
-from meshlib.runtime.lease import Lease
+from meshlib.runtime.lease import Lease, ServiceLease
 
 #: Starts the call: (bound method, request or gated requests, seconds left) -> grpc.aio's call.
 Start = Callable[[Bound, Any, "float | None"], Any]
@@ -168,6 +169,16 @@ class AioAttempts:
             lease.done()
             raise
         completion = self._trying = Completion(lease, bound.transport)
+        try:
+            connected = isinstance(lease, ServiceLease) or await self._connected(bound.transport)
+        except BaseException:
+            completion.done()
+            raise
+        if not connected:
+            completion.responded(True)
+            completion.done(True)
+            return self.attempts.after_silence(lease.subchannel)
+        remaining = self.attempts.remaining()
         gate = Gate(self._pool.loop) if self._gated else None
         request = gate.through(self._request) if gate is not None else self._request
         try:
@@ -199,6 +210,18 @@ class AioAttempts:
             gate.settle(True)
         self._decide(call, completion)
         return None
+
+    async def _connected(self, transport: Transport) -> bool:
+        """Whether a call goes out at once, or fails at once; False: the endpoint did not connect in its time."""
+        attempts = self.attempts
+        if transport.draining or attempts.last_chance or not undecided(transport.look(True)):
+            return True
+        others = any(connected_now(other) for other in self._pool.transports)
+        if await reach_async(transport, 0.0 if transport.silent else attempts.patience(others)):
+            transport.silent = False
+            return True
+        transport.silent = True
+        return attempts.expired()  # then core says so, in its own words
 
     def _decide(self, call: Any, completion: Completion) -> None:
         self.call = call

@@ -22,7 +22,7 @@ from meshlib.clients.grpc.aio_multicallables import (
 from meshlib.clients.grpc.aio_pool import LoopPool
 from meshlib.clients.grpc.channel import METHODS, factory, registered_argument
 from meshlib.clients.grpc.connectivity import EAGER, RELAXED, aggregate
-from meshlib.clients.grpc.hash_key import HashKey, key_function
+from meshlib.clients.grpc.hash_key import HashKey, Keys
 from meshlib.clients.grpc.options import Options, channel_options
 from meshlib.clients.grpc.routing import AIO, Make, channel
 from meshlib.errors import MeshError
@@ -53,7 +53,7 @@ class AioMeshChannel(grpc.aio.Channel):
         hash_key: HashKey | None = None,
     ) -> None:
         self._handle = handle
-        self._key = key_function(handle, hash_key)
+        self._key = Keys(handle, hash_key)
         self._connect = connect
         self._lock = new_lock()
         self._pools: dict[asyncio.AbstractEventLoop, LoopPool] = {}

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from grpc import ChannelConnectivity
 
 from meshlib.clients.grpc.aio_attempt import AioAttempts
 from meshlib.clients.grpc.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from meshlib.clients.grpc.aio_pool import LoopPool
 from meshlib.clients.grpc.attempts import Attempts
-from meshlib.clients.grpc.hash_key import KeyFunction
+from meshlib.clients.grpc.hash_key import Keys
 from meshlib.clients.grpc.pool import Bound
+from meshlib.clients.grpc.reach import READY
 from meshlib.clients.grpc.transport import Completion
 from meshlib.errors import MeshError
 from meshlib.runtime.handle import TargetHandle
@@ -32,7 +32,7 @@ class AioMultiCallable:
         handle: TargetHandle,
         pool: Callable[[], LoopPool],
         clock: Callable[[], float],
-        key: KeyFunction | None,
+        key: Keys,
         make: Callable[[Any], Any],
     ) -> None:
         self._handle = handle
@@ -53,7 +53,7 @@ class AioMultiCallable:
         pool = self._pool()
         if pool.closed:
             raise grpc.aio.UsageError("Channel is closed.")
-        key = self._key(metadata) if self._key is not None else None
+        key = self._key(metadata)
         lease: Lease | None
         try:
             lease = self._handle.try_acquire(key)
@@ -66,7 +66,7 @@ class AioMultiCallable:
             except BaseException:
                 lease.done()
                 raise
-            if bound.transport.channel.get_state() is not ChannelConnectivity.READY:
+            if bound.transport.look(False) != READY:
                 bound.transport.end()
                 bound = None
 

@@ -16,6 +16,14 @@ from meshlib.runtime.lease import Lease
 #: first endpoint appears, long enough that a thousand waiting calls cost nothing.
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
+#: The part of what is left of the deadline in which one endpoint has to connect while there may be others: the answer
+#: takes at least another round trip, so a connection that needs more would rarely be of use to this call.
+PATIENCE = 0.5
+#: The same without a deadline, seconds: room for two retransmitted SYNs (after 1 s and 3 s, RFC 6298). Core's own limit
+#: for one attempt (see ``options``) is mostly shorter.
+OPEN_PATIENCE = 5.0
+#: At most this while another endpoint is connected, seconds: the "Connection Attempt Delay" of RFC 8305 section 5.
+SHORT_PATIENCE = 0.25
 
 
 class Attempts:
@@ -29,9 +37,11 @@ class Attempts:
         "_handle",
         "_pause",
         "_service_tried",
+        "_silent",
         "_tried",
         "deadline",
         "hash_key",
+        "last_chance",
         "wait_for_ready",
     )
 
@@ -50,6 +60,9 @@ class Attempts:
         self.wait_for_ready = wait_for_ready
         self.hash_key = hash_key
         self._tried: set[Subchannel] = set()
+        self._silent: set[Subchannel] = set()
+        #: There is nobody left but endpoints that were silent: the next one has all the time that is left.
+        self.last_chance = False
         self._service_tried = False
         self._pause = FIRST_PAUSE
 
@@ -60,13 +73,36 @@ class Attempts:
     def expired(self) -> bool:
         return self.deadline is not None and self.deadline <= self._clock()
 
+    def patience(self, others: bool) -> float:
+        """How long the next endpoint may take to connect, seconds; zero or less: the deadline is over.
+
+        ``others``: another endpoint is connected and could take the call at once.
+        """
+        remaining = self.remaining()
+        share = OPEN_PATIENCE if remaining is None else remaining * PATIENCE
+        return min(share, SHORT_PATIENCE) if others else share
+
+    def after_silence(self, subchannel: Subchannel) -> Lease | None:
+        """The next endpoint after one did not connect in time; when all were tried, one of the silent ones once more.
+
+        That one then gets the call, whatever comes of it: what core says about it is the caller's answer, as it would
+        be with nobody to move on to. None: all of them are gone.
+        """
+        self._tried.add(subchannel)
+        self._silent.add(subchannel)
+        lease = self._pick(self._tried)
+        if lease is None:
+            self.last_chance = True
+            lease = self._pick(self._tried - self._silent)
+        return lease
+
     def after_refusal(self, subchannel: Subchannel) -> Lease | None:
         """The next endpoint after one refused its connection, last the Service's own address; None: all refused."""
         self._tried.add(subchannel)
-        try:
-            lease = self._handle.try_acquire(self.hash_key, exclude=self._tried)
-        except MeshError:
-            lease = None  # the set changed under us; the caller still has the connection's own error to show
+        lease = self._pick(self._tried)
+        if lease is None and self._silent and not self.last_chance:
+            self.last_chance = True
+            lease = self._pick(self._tried - self._silent)
         if lease is None and not self._service_tried:
             self._service_tried = True
             lease = self._handle.all_refused()
@@ -75,9 +111,17 @@ class Attempts:
                 lease = None
         return lease
 
+    def _pick(self, exclude: set[Subchannel]) -> Lease | None:
+        try:
+            return self._handle.try_acquire(self.hash_key, exclude=exclude)
+        except MeshError:
+            return None  # the set changed under us; the caller still has the connection's own error to show
+
     def next_round(self) -> float:
         """Start over with all endpoints; returns how long to pause first, seconds (within the deadline)."""
         self._tried.clear()
+        self._silent.clear()
+        self.last_chance = False
         self._service_tried = False
         pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
         remaining = self.remaining()

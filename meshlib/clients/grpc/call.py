@@ -16,7 +16,8 @@ import grpc
 
 from meshlib.clients.grpc.attempts import Attempts
 from meshlib.clients.grpc.callbacks import run_callbacks
-from meshlib.clients.grpc.pool import Bound
+from meshlib.clients.grpc.reach import undecided
+from meshlib.clients.grpc.requests import RequestSource
 from meshlib.clients.grpc.status import (
     CANCEL_DETAILS,
     CLOSED_DETAILS,
@@ -26,7 +27,7 @@ from meshlib.clients.grpc.status import (
     is_refusal,
 )
 from meshlib.clients.grpc.transport import Completion
-from meshlib.clients.grpc.waiting import wait_for_lease
+from meshlib.clients.grpc.waiting import connected
 from meshlib.runtime.lease import Lease
 from meshlib.runtime.primitives import new_condition, start_helper
 
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 else:
     _Future = grpc.Future  # not generic at run time
 
-#: Starts the call on one endpoint: (bound method, seconds left) -> grpcio's rendezvous.
-Start = Callable[[Bound, "float | None"], Any]
+#: Starts the call on one endpoint: (the method there, request or requests, seconds left) -> grpcio's rendezvous.
+Start = Callable[[Any, Any, "float | None"], Any]
 
 
 class Attempt:
@@ -57,13 +58,15 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
         owner: Any,
         start: Start,
         attempts: Attempts,
-        replayable: Callable[[], bool],
+        request: Any,
+        source: RequestSource | None,
     ) -> None:
         super().__init__()
         self._owner = owner
         self._start = start
         self._attempts = attempts
-        self._replayable = replayable
+        self._request = request
+        self._source = source
         self._condition = new_condition()
         self._attempt: Attempt | None = None
         self._error: MeshRpcError | None = None
@@ -80,12 +83,26 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
             if lease is not None:
                 lease.done()
             raise ValueError("Cannot invoke RPC: Channel closed!")  # the words of calls that do not block
-        if lease is None:
-            self._wait(0.0)
+        if lease is None or not self._decided(lease):
+            self._wait(0.0, lease)
             return
         attempt = self._launch(lease, timeout)
         self._attempt = attempt
         self._watch(attempt)
+
+    def _decided(self, lease: Lease) -> bool:
+        """Whether the call may be handed over now; False: there is no connection yet, nor a failure to connect."""
+        try:
+            transport = self._owner.transport(lease)
+            try:
+                if transport.draining or not undecided(transport.look(True)):
+                    return True
+            finally:
+                transport.end()
+            return self._source is None and not self._owner.serialises(self._request)
+        except BaseException:
+            lease.done()
+            raise
 
     def _launch(self, lease: Lease, timeout: float | None) -> Attempt:
         try:
@@ -94,11 +111,17 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
             lease.done()
             raise
         completion = Completion(lease, bound.transport)
+        source = self._source
         try:
-            return Attempt(self._start(bound, timeout), completion)
+            request = self._request if source is None else source.view()
+            return Attempt(self._start(bound.callable, request, timeout), completion)
         except BaseException:
             completion.done()
             raise
+
+    def _replayable(self) -> bool:
+        """Whether another attempt would see every message from the start."""
+        return self._source is None or self._source.replayable
 
     def _watch(self, attempt: Attempt | None) -> None:
         """Have the attempt's end noticed; one that has ended already is replaced here, in a loop, not by recursion."""
@@ -187,8 +210,10 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
         except grpc.RpcError as error:
             raise MeshRpcError(error.code(), error.details() or str(error), error) from error
 
-    def _wait(self, pause: float) -> None:
-        """Get a lease in a helper thread. It holds only weak references: an abandoned call stops waiting."""
+    def _wait(self, pause: float, lease: Lease | None = None) -> None:
+        """Get a lease, and its endpoint connected, in a helper thread. That holds only weak references: an abandoned
+        call stops waiting.
+        """
         attempts, owner, mine, pin = self._attempts, self._owner, weakref.ref(self), self._pin
 
         def alive() -> bool:
@@ -196,7 +221,10 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
             return call is not None and call._callbacks is not None
 
         def work(pin: object = pin) -> None:
-            outcome = wait_for_lease(owner.handle, attempts, owner.closed, pause, alive)
+            try:
+                outcome = connected(owner, attempts, lease, pause, alive)
+            except ValueError as error:
+                outcome = MeshRpcError(grpc.StatusCode.CANCELLED, CLOSED_DETAILS, error)
             call = mine()
             if call is not None:
                 call._continue(outcome)

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from meshlib.clients.grpc.connectivity import Connectivity
-from meshlib.clients.grpc.hash_key import HashKey, key_function
+from meshlib.clients.grpc.hash_key import HashKey, Keys
 from meshlib.clients.grpc.multicallables import (
     MultiCallable,
     StreamStream,
@@ -46,7 +46,7 @@ class MeshChannel(grpc.Channel):
         self, handle: TargetHandle, connect: Callable[[str], grpc.Channel], hash_key: HashKey | None = None
     ) -> None:
         self._handle = handle
-        self._key = key_function(handle, hash_key)
+        self._key = Keys(handle, hash_key)
         self._pool = Pool(connect)
         self._connectivity = Connectivity(handle, self._pool)
         self._lock = new_lock()
@@ -113,7 +113,7 @@ class MeshChannel(grpc.Channel):
                     if len(self._methods) >= METHODS:
                         del self._methods[next(iter(self._methods))]
                     make = factory(_NAMES[kind], method, serializer, deserializer, registered)
-                    known = kind(self._handle, self._pool, SYSTEM.now, self._key, make)
+                    known = kind(self._handle, self._pool, SYSTEM.now, self._key, make, serializer)
                     self._methods[key] = known
         return known
 

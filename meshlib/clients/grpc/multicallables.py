@@ -9,12 +9,13 @@ import grpc
 
 from meshlib.clients.grpc.attempts import Attempts
 from meshlib.clients.grpc.call import MeshCall
-from meshlib.clients.grpc.hash_key import KeyFunction
+from meshlib.clients.grpc.hash_key import Keys
 from meshlib.clients.grpc.pool import Bound, Pool
+from meshlib.clients.grpc.reach import READY, connected_now
 from meshlib.clients.grpc.requests import RequestSource
 from meshlib.clients.grpc.status import DEADLINE_DETAILS, MeshRpcError, is_local, is_refusal
-from meshlib.clients.grpc.transport import Completion
-from meshlib.clients.grpc.waiting import wait_for_lease
+from meshlib.clients.grpc.transport import Completion, Transport
+from meshlib.clients.grpc.waiting import connected
 from meshlib.errors import MeshError
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.handle import TargetHandle
@@ -28,7 +29,8 @@ Make = Callable[[Any], Any]
 class MultiCallable:
     """One method of a mesh channel. Thread-safe; remembers the method's callable on each endpoint's channel.
 
-    ``make`` builds it on a channel. ``handle``, ``closed`` and ``clock`` are for the calls it starts.
+    ``make`` builds it on a channel; ``serializer`` is what grpc will do to requests. ``handle``, ``closed`` and
+    ``clock`` are for the calls it starts.
     """
 
     def __init__(
@@ -36,10 +38,12 @@ class MultiCallable:
         handle: TargetHandle,
         pool: Pool,
         clock: Callable[[], float],
-        key: KeyFunction | None,
+        key: Keys,
         make: Make,
+        serializer: Callable[[Any], bytes] | None = None,
     ) -> None:
         self.handle = handle
+        self._serializer = serializer
         self.clock = clock
         self._pool = pool
         self._key = key
@@ -77,83 +81,127 @@ class MultiCallable:
         old, self._bound = self._bound, {}
         return old
 
-    def _attempts(self, timeout: float | None, metadata: Any, wait_for_ready: bool | None) -> Attempts:
+    @property
+    def has_connection(self) -> bool:
+        """Whether any endpoint is connected now."""
+        return any(connected_now(transport) for transport in self._pool.transports())
+
+    def transport(self, lease: Lease) -> Transport:
+        """The lease's transport, with its user counted in. ValueError when the channel is closed."""
+        return self._pool.begin(lease)
+
+    def _attempts(
+        self, began: float, timeout: float | None, metadata: Any, wait_for_ready: bool | None
+    ) -> Attempts:
         return Attempts(
             self.handle,
             self.clock,
-            deadline=None if timeout is None else self.clock() + timeout,
+            deadline=None if timeout is None else began + timeout,
             wait_for_ready=bool(wait_for_ready),
-            hash_key=self._key(metadata) if self._key is not None else None,
+            hash_key=self._key(metadata),
         )
-
-    def _pick_now(self, metadata: Any) -> Lease | None:
-        """A lease if one can be had at once. None: the slow way, which waits or says why not."""
-        try:
-            return self.handle.try_acquire(self._key(metadata) if self._key is not None else None)
-        except MeshError:
-            return None
 
     def _blocking(
         self,
-        invoke: Callable[[Any, Any, float | None], Any],
-        request: Callable[[], Any],
-        replayable: Callable[[], bool],
+        with_call: bool,
+        request: Any,
+        source: RequestSource | None,
         timeout: float | None,
         metadata: Any,
+        credentials: Any,
         wait_for_ready: bool | None,
+        compression: Any,
     ) -> Any:
-        """A call that blocks until its only response. ``request()`` gives the request of each attempt."""
-        lease = self._pick_now(metadata)
+        """A call that blocks until its only response. ``source``: of its requests, when they are a stream.
+
+        Nearly every call finds its endpoint connected and is answered. That way is kept flat, without an object or a
+        function of ours that it can do without: between two waits for the network everything here costs three times
+        what it costs in a loop, because the processor's caches served somebody else meanwhile.
+        """
+        clock = self.clock
+        began = clock()
         attempts: Attempts | None = None
-        if lease is None:
-            if self.closed.is_set():
-                raise ValueError("Cannot invoke RPC on closed channel!")
-            attempts = self._attempts(timeout, metadata, wait_for_ready)
-            lease = self._wait(attempts)
-            timeout = attempts.remaining()
-        started = self.clock() if attempts is None and timeout is not None else 0.0
+        lease: Lease | None = None
+        bound: Bound | None = None
+        subchannel = self.handle.choose(began, self._key, metadata)
+        if subchannel is not None:
+            bound = self._bound.get(subchannel)
+            if bound is None or not _ready(bound.transport):
+                bound, lease = None, Lease(subchannel, clock, began)
         while True:
-            try:
-                bound = self.bind(lease)
-            except BaseException:
-                lease.done()
-                raise
-            completion = Completion(lease, bound.transport)
-            try:
-                response = invoke(bound.callable, request(), timeout)
-            except grpc.RpcError as error:
-                code, details = error.code(), error.details()
-                if not is_refusal(code, details, bound.transport.target):
-                    completion.ended(code)
-                    raise
-                if is_local(details):
-                    completion.done()
-                    raise
-                completion.responded(True)
-                completion.done(True)
-                if not replayable():
-                    raise
+            if bound is None:
                 if attempts is None:
-                    attempts = self._attempts(timeout, metadata, wait_for_ready)
-                    if timeout is not None:
-                        attempts.deadline = started + timeout
-                following = attempts.after_refusal(bound.transport.subchannel)
-                if following is None and not attempts.wait_for_ready:
-                    raise
-                lease = following or self._wait(attempts, attempts.next_round())
+                    attempts = self._attempts(began, timeout, metadata, wait_for_ready)
+                lease = self._reach(attempts, lease)
                 timeout = attempts.remaining()
-                if timeout is not None and timeout <= 0:
+                try:
+                    bound = self.bind(lease)
+                except BaseException:
                     lease.done()
-                    raise MeshRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS, error) from error
-            except BaseException:
-                completion.done()
-                raise
+                    raise
+            transport = bound.transport
+            completion = Completion(lease, transport) if lease is not None else None
+            try:
+                response = (bound.with_call if with_call else bound.callable)(
+                    source.view() if source is not None else request,
+                    timeout,
+                    metadata,
+                    credentials,
+                    None,
+                    compression,
+                )
+            except BaseException as error:
+                if completion is None:
+                    completion = Completion(Lease(transport.subchannel, clock, began), transport)
+                if attempts is None:
+                    attempts = self._attempts(began, timeout, metadata, wait_for_ready)
+                lease = self._after(error, completion, attempts, source)
+                if lease is None:
+                    raise
+                bound = None
             else:
-                completion.ended(grpc.StatusCode.OK)
+                if completion is not None:
+                    completion.ended(grpc.StatusCode.OK)
+                else:
+                    transport.open.pop()
+                    if transport.draining:
+                        transport.settle()
+                    now = clock()
+                    transport.subchannel.finish(now, now - began)
                 return response
 
-    def _wait(self, attempts: Attempts, pause: float = 0.0) -> Lease:
-        outcome = wait_for_lease(self.handle, attempts, self.closed, pause)
+    def _after(
+        self, error: BaseException, completion: Completion, attempts: Attempts, source: RequestSource | None
+    ) -> Lease | None:
+        """Account for an attempt that ended with ``error``; where to try again, or None: it is the call's error."""
+        if not isinstance(error, grpc.RpcError):
+            completion.done()
+            return None
+        code, details = error.code(), error.details()
+        if not is_refusal(code, details, completion.transport.target):
+            completion.ended(code)
+            return None
+        if is_local(details):
+            completion.done()
+            return None
+        completion.responded(True)
+        completion.done(True)
+        if source is not None and not source.replayable:
+            return None
+        following = attempts.after_refusal(completion.transport.subchannel)
+        if following is None:
+            if not attempts.wait_for_ready:
+                return None
+            following = self._reach(attempts, None, attempts.next_round())
+        if attempts.expired():
+            following.done()
+            raise MeshRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS, error) from error
+        return following
+
+    def _reach(self, attempts: Attempts, lease: Lease | None, pause: float = 0.0) -> Lease:
+        if lease is None and self.closed.is_set():
+            raise ValueError("Cannot invoke RPC on closed channel!")
+        outcome = connected(self, attempts, lease, pause)
         if isinstance(outcome, MeshRpcError):
             raise outcome
         return outcome
@@ -161,24 +209,44 @@ class MultiCallable:
     def _call(
         self,
         start: Callable[[Any, Any, float | None], Any],
-        request: Callable[[], Any],
-        replayable: Callable[[], bool],
+        request: Any,
+        source: RequestSource | None,
         timeout: float | None,
         metadata: Any,
         wait_for_ready: bool | None,
     ) -> MeshCall:
-        """A call that returns at once."""
-        attempts = self._attempts(timeout, metadata, wait_for_ready)
-        lease = self._pick_now(metadata)
-        call = MeshCall(
-            self, lambda bound, left: start(bound.callable, request(), left), attempts, replayable
-        )
+        """A call that returns at once. ``source``: of its requests, when they are a stream."""
+        began = self.clock() if timeout is not None else 0.0
+        attempts = self._attempts(began, timeout, metadata, wait_for_ready)
+        try:
+            lease = self.handle.try_acquire(attempts.hash_key)
+        except MeshError:
+            lease = None  # the slow way says why
+        call = MeshCall(self, start, attempts, request, source)
         call.begin(lease, timeout)
         return call
 
+    def serialises(self, request: Any) -> bool:
+        """Whether grpc will be able to. If not it says so at once, also while there is no connection yet."""
+        if self._serializer is None:
+            return True
+        try:
+            self._serializer(request)
+        except Exception:
+            return False  # raised again, and told in grpc's way, when the call is handed to it
+        return True
 
-def _always() -> bool:
-    return True
+
+def _ready(transport: Transport) -> bool:
+    """Count a call in, if the endpoint is connected and was called before."""
+    transport.open.append(None)
+    try:
+        if not transport.closed and transport.warm and transport.look(False) == READY:
+            return True
+    except ValueError:
+        pass  # closed meanwhile; the slow way finds out what that means
+    transport.end()
+    return False
 
 
 # Every argument list below is grpc's own. wait_for_ready never reaches the endpoint's channel: waiting on one dead
@@ -197,10 +265,9 @@ class UnaryUnary(MultiCallable, grpc.UnaryUnaryMultiCallable):  # type: ignore[t
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        def invoke(callable_: Any, message: Any, left: float | None) -> Any:
-            return callable_(message, left, metadata, credentials, None, compression)
-
-        return self._blocking(invoke, lambda: request, _always, timeout, metadata, wait_for_ready)
+        return self._blocking(
+            False, request, None, timeout, metadata, credentials, wait_for_ready, compression
+        )
 
     def with_call(
         self,
@@ -211,10 +278,9 @@ class UnaryUnary(MultiCallable, grpc.UnaryUnaryMultiCallable):  # type: ignore[t
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        def invoke(callable_: Any, message: Any, left: float | None) -> Any:
-            return callable_.with_call(message, left, metadata, credentials, None, compression)
-
-        return self._blocking(invoke, lambda: request, _always, timeout, metadata, wait_for_ready)
+        return self._blocking(
+            True, request, None, timeout, metadata, credentials, wait_for_ready, compression
+        )
 
     def future(
         self,
@@ -228,7 +294,7 @@ class UnaryUnary(MultiCallable, grpc.UnaryUnaryMultiCallable):  # type: ignore[t
         def start(callable_: Any, message: Any, left: float | None) -> Any:
             return callable_.future(message, left, metadata, credentials, None, compression)
 
-        return self._call(start, lambda: request, _always, timeout, metadata, wait_for_ready)
+        return self._call(start, request, None, timeout, metadata, wait_for_ready)
 
 
 class UnaryStream(MultiCallable, grpc.UnaryStreamMultiCallable):  # type: ignore[type-arg]
@@ -246,7 +312,7 @@ class UnaryStream(MultiCallable, grpc.UnaryStreamMultiCallable):  # type: ignore
         def start(callable_: Any, message: Any, left: float | None) -> Any:
             return callable_(message, left, metadata, credentials, None, compression)
 
-        return self._call(start, lambda: request, _always, timeout, metadata, wait_for_ready)
+        return self._call(start, request, None, timeout, metadata, wait_for_ready)
 
 
 class StreamUnary(MultiCallable, grpc.StreamUnaryMultiCallable):  # type: ignore[type-arg]
@@ -261,12 +327,9 @@ class StreamUnary(MultiCallable, grpc.StreamUnaryMultiCallable):  # type: ignore
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        def invoke(callable_: Any, messages: Any, left: float | None) -> Any:
-            return callable_(messages, left, metadata, credentials, None, compression)
-
         source = RequestSource(request_iterator, new_lock())
         return self._blocking(
-            invoke, source.view, lambda: source.replayable, timeout, metadata, wait_for_ready
+            False, None, source, timeout, metadata, credentials, wait_for_ready, compression
         )
 
     def with_call(
@@ -278,13 +341,8 @@ class StreamUnary(MultiCallable, grpc.StreamUnaryMultiCallable):  # type: ignore
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        def invoke(callable_: Any, messages: Any, left: float | None) -> Any:
-            return callable_.with_call(messages, left, metadata, credentials, None, compression)
-
         source = RequestSource(request_iterator, new_lock())
-        return self._blocking(
-            invoke, source.view, lambda: source.replayable, timeout, metadata, wait_for_ready
-        )
+        return self._blocking(True, None, source, timeout, metadata, credentials, wait_for_ready, compression)
 
     def future(
         self,
@@ -299,7 +357,7 @@ class StreamUnary(MultiCallable, grpc.StreamUnaryMultiCallable):  # type: ignore
             return callable_.future(messages, left, metadata, credentials, None, compression)
 
         source = RequestSource(request_iterator, new_lock())
-        return self._call(start, source.view, lambda: source.replayable, timeout, metadata, wait_for_ready)
+        return self._call(start, None, source, timeout, metadata, wait_for_ready)
 
 
 class StreamStream(MultiCallable, grpc.StreamStreamMultiCallable):  # type: ignore[type-arg]
@@ -318,4 +376,4 @@ class StreamStream(MultiCallable, grpc.StreamStreamMultiCallable):  # type: igno
             return callable_(messages, left, metadata, credentials, None, compression)
 
         source = RequestSource(request_iterator, new_lock())
-        return self._call(start, source.view, lambda: source.replayable, timeout, metadata, wait_for_ready)
+        return self._call(start, None, source, timeout, metadata, wait_for_ready)

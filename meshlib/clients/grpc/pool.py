@@ -22,11 +22,12 @@ _graveyard: list[object] = []
 class Bound:
     """One method on one endpoint's channel: what a call needs after the pick."""
 
-    __slots__ = ("callable", "transport")
+    __slots__ = ("callable", "transport", "with_call")
 
     def __init__(self, transport: Transport, multicallable: Any) -> None:
         self.transport = transport
         self.callable = multicallable
+        self.with_call: Any = getattr(multicallable, "with_call", None)  #: of methods with a single response
 
 
 class Pool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from meshlib.clients.grpc.reach import state_of
 from meshlib.clients.grpc.status import FAILURES
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.lease import Lease, ServiceLease
@@ -15,12 +16,28 @@ from meshlib.runtime.process import Generation
 
 
 class Transport:
-    """A single-address channel and the number of calls on it. Thread-safe.
+    """A single-address channel and the calls on it. Thread-safe.
 
-    ``shut`` closes the channel; it is called once, by whoever ends the last call after ``drain``, or by ``close``.
+    ``shut`` closes the channel; it is called once, by ``drain`` or by whoever ends the last call after it.
+
+    A call is counted in and out with one step of a list each, because a lock would be most of what counting costs.
+    That is enough: a call enters the list *before* it looks at ``closed``, and whoever wants to close sets ``closed``
+    *before* looking into the list. Of two that meet, at least one sees the other.
     """
 
-    __slots__ = ("_lock", "_shut", "calls", "channel", "closed", "draining", "subchannel", "target", "warm")
+    __slots__ = (
+        "_lock",
+        "_shut",
+        "channel",
+        "closed",
+        "draining",
+        "look",
+        "open",
+        "silent",
+        "subchannel",
+        "target",
+        "warm",
+    )
 
     def __init__(
         self,
@@ -33,46 +50,63 @@ class Transport:
         self.channel = channel
         self.target = target
         self.subchannel = subchannel
-        self.calls = 0
-        #: A call that was given an endpoint just before it left the set still gets a channel, for that call only.
+        #: One entry per call in flight.
+        self.open: list[None] = []
+        #: Close as soon as nothing is in flight. A call that was given an endpoint just before it left the set still
+        #: gets a channel, for that call only.
         self.draining = subchannel.removed
+        #: No new calls.
         self.closed = False
         #: Whether a call was answered: until then latencies are those of connecting.
         self.warm = False
+        #: The connection's state now, as core numbers them; True: and connect, if there is none.
+        self.look = state_of(channel)
+        #: Did not answer in the time that a call had for it: nobody waits for it again until it is connected.
+        self.silent = False
         self._lock = lock
-        self._shut = shut
+        self._shut: Callable[[Transport], None] | None = shut
+
+    @property
+    def calls(self) -> int:
+        """How many are in flight."""
+        return len(self.open)
 
     def begin(self) -> bool:
         """Count a call in. False: closed meanwhile, take another transport."""
-        with self._lock:
-            if self.closed:
-                return False
-            self.calls += 1
-            return True
+        self.open.append(None)
+        if self.closed:
+            self.end()
+            return False
+        return True
 
     def end(self) -> None:
         """Count a call out; the last one of a draining transport closes it."""
-        with self._lock:
-            self.calls -= 1
-            last = self.draining and self.calls == 0 and not self.closed
-            self.closed = self.closed or last
-        if last:
-            self._shut(self)
+        self.open.pop()
+        if self.draining:
+            self.settle()
 
     def drain(self) -> None:
-        """The endpoint left the set: close as soon as nothing is in flight."""
-        with self._lock:
-            self.draining = True
-            idle = self.calls == 0 and not self.closed
-            self.closed = self.closed or idle
-        if idle:
-            self._shut(self)
+        """The endpoint left the set: no new calls, and close as soon as nothing is in flight."""
+        self.draining = True
+        self.settle()
 
     def close(self) -> bool:
-        """Mark as closed whatever is in flight; the caller closes the channel. False: it was closed already."""
+        """Mark as closed whatever is in flight; the caller closes the channel. False: somebody did already."""
+        self.closed = True
         with self._lock:
-            was, self.closed = self.closed, True
-            return not was
+            shut, self._shut = self._shut, None
+        return shut is not None
+
+    def settle(self) -> None:
+        """After ``draining`` was set or a call left ``open``: close, if that was the last one."""
+        self.closed = True
+        # A copy, because without the GIL a look at the length takes no lock and could come before the line above.
+        if self.open.copy():
+            return
+        with self._lock:
+            shut, self._shut = self._shut, None
+        if shut is not None:
+            shut(self)
 
 
 class Completion:

@@ -1,17 +1,18 @@
-"""Waiting for an endpoint in a thread: the one loop behind blocking calls and the helper of the others."""
+"""Waiting in a thread, for an endpoint and its connection: what blocking calls do, and the helpers of the others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from meshlib.clients.grpc.attempts import Attempts
+from meshlib.clients.grpc.reach import reach
 from meshlib.clients.grpc.status import CANCEL_DETAILS, CLOSED_DETAILS, MeshRpcError
 from meshlib.errors import MeshError
 from meshlib.runtime.handle import TargetHandle
-from meshlib.runtime.lease import Lease
+from meshlib.runtime.lease import Lease, ServiceLease
 
 if TYPE_CHECKING:
     from threading import Event
@@ -43,3 +44,52 @@ def wait_for_lease(
             if verdict is not None:
                 return verdict
         pause = attempts.next_round()
+
+
+def connected(
+    owner: Any,
+    attempts: Attempts,
+    lease: Lease | None,
+    pause: float = 0.0,
+    alive: Callable[[], bool] = lambda: True,
+) -> Lease | MeshRpcError:
+    """A lease on whose endpoint a call goes out, or fails, without waiting there for a connection.
+
+    ``lease``: where to begin; None: wait for one, after ``pause`` seconds. An endpoint that does not connect within its
+    share of the deadline is left for another one, and nobody waits for it again until it is connected: as under
+    grpc's round_robin, calls go to those that are. ``owner`` is the multicallable. ValueError: the channel was closed.
+    """
+
+    def wanted() -> bool:
+        return alive() and not owner.closed.is_set()
+
+    while True:
+        if lease is None:
+            outcome = wait_for_lease(owner.handle, attempts, owner.closed, pause, alive)
+            if isinstance(outcome, MeshRpcError):
+                return outcome
+            lease, pause = outcome, 0.0
+        try:
+            transport = owner.transport(lease)
+            try:
+                patience = attempts.patience(owner.has_connection)
+                last = transport.draining or attempts.last_chance or isinstance(lease, ServiceLease)
+                if last or patience <= 0:
+                    return lease
+                if reach(transport, 0.0 if transport.silent else patience, wanted):
+                    transport.silent = False
+                    return lease
+                if attempts.expired():  # core says so, in its own words
+                    return lease
+            finally:
+                transport.end()
+        except BaseException:
+            lease.done()
+            raise
+        if not wanted():
+            lease.done()
+        else:
+            transport.silent = True
+            lease.responded(True)
+            lease.done(True)
+        lease = attempts.after_silence(transport.subchannel) if wanted() else None

@@ -1,0 +1,96 @@
+"""Reach: whether one endpoint's channel is connected, and waiting for that before anything is sent.
+
+A call handed to a channel that is still connecting waits inside core, for as long as its deadline allows, and cannot be
+taken back without a doubt about what was sent. So a call is handed over once there is a connection, or a reason why
+not; until then its endpoint can be exchanged freely.
+
+States are core's numbers (``grpc.ChannelConnectivity``), and both colours of grpcio's channels answer through the same
+attribute. A channel that does not (a grpcio we do not know, decision D18) is taken for connected: its calls wait inside
+core, as with bare channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from grpc import ChannelConnectivity
+from grpc.aio import UsageError
+
+from meshlib.runtime.clock import SYSTEM
+
+if TYPE_CHECKING:
+    from meshlib.clients.grpc.transport import Transport
+
+IDLE, CONNECTING, READY, TRANSIENT_FAILURE, SHUTDOWN = (
+    state.value[0]
+    for state in (
+        ChannelConnectivity.IDLE,
+        ChannelConnectivity.CONNECTING,
+        ChannelConnectivity.READY,
+        ChannelConnectivity.TRANSIENT_FAILURE,
+        ChannelConnectivity.SHUTDOWN,
+    )
+)
+
+_CONNECTED: int = READY
+
+#: Seconds of one wait inside core. A change ends it at once; it is this short because threads that wait for the same
+#: channel may be handed each other's news, and so that a close or a cancellation is seen.
+STEP = 0.02
+
+
+def state_of(channel: Any) -> Callable[[bool], int]:
+    """The question for a channel's state: a call into core of 0.3 microseconds that starts no thread."""
+    look: Callable[[bool], int] | None = getattr(
+        getattr(channel, "_channel", None), "check_connectivity_state", None
+    )
+    return look if look is not None else _connected
+
+
+def _connected(connect: bool) -> int:
+    return _CONNECTED
+
+
+def undecided(state: int) -> bool:
+    """Whether a call that is sent now would wait inside core: no connection, and no failure to tell."""
+    return state in (IDLE, CONNECTING)
+
+
+def connected_now(transport: Transport) -> bool:
+    """Whether there is a connection; of a channel that was closed meanwhile there is none."""
+    try:
+        return transport.look(False) == _CONNECTED
+    except ValueError:
+        return False
+
+
+def reach(transport: Transport, seconds: float, wanted: Callable[[], bool]) -> bool:
+    """Block until there is a connection or a failure that a call would show at once. False: not within ``seconds``.
+
+    ``wanted`` False ends the wait early. So does closing the channel: a call then says so itself.
+    """
+    until = SYSTEM.now() + seconds
+    try:
+        while undecided(state := transport.look(True)):
+            left = until - SYSTEM.now()
+            if left <= 0 or not wanted():
+                return False
+            transport.channel._channel.watch_connectivity_state(state, SYSTEM.wall() + min(left, STEP))
+    except ValueError:
+        return True
+    return True
+
+
+async def reach_async(transport: Transport, seconds: float) -> bool:
+    """``reach`` on the channel's own loop, where nobody can take another's news."""
+    until = SYSTEM.now() + seconds
+    try:
+        while undecided(state := transport.look(True)):
+            left = until - SYSTEM.now()
+            if left <= 0:
+                return False
+            await transport.channel._channel.watch_connectivity_state(state, SYSTEM.wall() + left)
+    except (ValueError, UsageError):
+        return True
+    return True

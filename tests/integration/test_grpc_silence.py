@@ -1,0 +1,195 @@
+"""Endpoints that answer no packets: a call leaves them while it still has time, and nobody waits for them again."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.components.backends import Backends
+from tests.components.silent import silent_address
+from tests.integration.grpc_support import SS, SU, US, UU, Shop, eventually, shop
+
+#: Half of it is less than core's own limit for one connection attempt, and enough for an answer on a busy machine.
+DEADLINE = 1.6
+
+SYNC: dict[str, Callable[[Any, Any], Any]] = {
+    "unary": lambda c, t: c.unary_unary(UU)(b"x", timeout=t),
+    "future": lambda c, t: c.unary_unary(UU).future(b"x", timeout=t).result(),
+    "stream": lambda c, t: list(c.unary_stream(US)(b"x", timeout=t)),
+    "requests": lambda c, t: c.stream_unary(SU)(iter([b"a", b"b"]), timeout=t),
+    "chat": lambda c, t: list(c.stream_stream(SS)(iter([b"a", b"b"]), timeout=t)),
+}
+
+
+async def _await(call: Any) -> Any:
+    return await call
+
+
+async def _list(call: Any) -> Any:
+    return [message async for message in call]
+
+
+AIO: dict[str, Callable[[Any, Any], Any]] = {
+    "unary": lambda c, t: _await(c.unary_unary(UU)(b"x", timeout=t)),
+    "stream": lambda c, t: _list(c.unary_stream(US)(b"x", timeout=t)),
+    "requests": lambda c, t: _await(c.stream_unary(SU)(iter([b"a", b"b"]), timeout=t)),
+    "chat": lambda c, t: _list(c.stream_stream(SS)(iter([b"a", b"b"]), timeout=t)),
+}
+
+
+@pytest.fixture
+def mesh() -> Iterator[Shop]:
+    with shop() as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", SYNC)
+def test_a_call_leaves_a_silent_endpoint(mesh: Shop, backends: Backends, name: str) -> None:
+    """Of every kind: answered within its deadline, by one endpoint, once."""
+    (server,) = backends.grpc(1)
+    with silent_address("127.0.0.2") as dark:
+        mesh.serve([dark, server.address])
+        mesh.known()
+        channel = mesh.channel()
+        for _ in range(2):  # one of them begins at the silent one
+            assert SYNC[name](channel, DEADLINE)
+        assert server.requests == 2
+        assert [t.target for t in channel._pool.transports() if t.silent] == [f"ipv4:{dark}"]
+        eventually(lambda: mesh.inflight == 0)
+
+
+@pytest.mark.parametrize("name", AIO)
+def test_an_asyncio_call_leaves_a_silent_endpoint(mesh: Shop, backends: Backends, name: str) -> None:
+    """The same on an event loop."""
+    (server,) = backends.grpc(1)
+
+    async def calls() -> None:
+        channel = mesh.aio_channel()
+        for _ in range(2):
+            assert await AIO[name](channel, DEADLINE)
+        await channel.close()
+
+    with silent_address("127.0.0.2") as dark:
+        mesh.serve([dark, server.address])
+        mesh.known()
+        asyncio.run(calls())
+    assert server.requests == 2
+    assert mesh.inflight == 0
+
+
+def test_several_silent_endpoints(mesh: Shop, backends: Backends) -> None:
+    """Each gets half of what is left, once: later calls do not wait for any of them."""
+    (server,) = backends.grpc(1)
+    with silent_address("127.0.0.2") as one, silent_address("127.0.0.3") as two:
+        mesh.serve([one, two, server.address])
+        mesh.known()
+        call = mesh.channel().unary_unary(UU)
+        assert call(b"x", timeout=DEADLINE)
+        assert len([call(b"x", timeout=DEADLINE) for _ in range(60)]) == 60
+        assert server.requests == 61
+
+
+def told(call: Callable[[], Any]) -> Any:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error: Any = caught.value
+    return type(error), error.code(), error.details()
+
+
+@pytest.mark.parametrize("patient", [False, True], ids=["", "wait_for_ready"])
+def test_nothing_but_silence_looks_as_under_round_robin(mesh: Shop, patient: bool) -> None:
+    """With nowhere to go the deadline ends the call, in the words and with the type of grpcio's own channel."""
+    with silent_address("127.0.0.2") as one, silent_address("127.0.0.3") as two:
+        options = [("grpc.lb_policy_name", "round_robin")]
+        with grpc.insecure_channel(f"ipv4:{one},{two}", options=options) as bare:
+            expected = told(lambda: bare.unary_unary(UU)(b"x", timeout=0.3, wait_for_ready=patient))
+        mesh.serve([one, two])
+        mesh.known()
+        call = mesh.channel().unary_unary(UU)
+        assert told(lambda: call(b"x", timeout=0.3, wait_for_ready=patient)) == expected
+    assert expected[1] is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert mesh.inflight == 0
+
+
+def test_a_silent_endpoint_that_wakes_up_is_called_again(mesh: Shop, backends: Backends) -> None:
+    """Core goes on connecting; when it succeeds, calls come."""
+    awake, sleeper = backends.grpc(2)
+    sleeper.stop()
+    with silent_address(sleeper.host) as dark:
+        mesh.serve([awake.address, dark])
+        mesh.known()
+        channel = mesh.channel()
+        call = channel.unary_unary(UU)
+        for _ in range(3):
+            assert call(b"x", timeout=DEADLINE)
+        (transport,) = [t for t in channel._pool.transports() if t.silent]
+    sleeper.port = int(dark.rpartition(":")[2])
+    sleeper.start()
+
+    def served() -> bool:
+        return bool(call(b"x", timeout=DEADLINE)) and sleeper.requests > 0
+
+    eventually(served, timeout=30)
+    assert not transport.silent
+
+
+@pytest.mark.parametrize("how", ["cancel", "drop", "close"])
+def test_ending_a_call_that_waits_for_a_connection(mesh: Shop, how: str) -> None:
+    """Cancelling, dropping, or closing the channel while connecting: over at once, nothing stays counted."""
+    with silent_address() as dark:
+        mesh.serve([dark])
+        mesh.known()
+        channel = mesh.channel()
+        blocked: list[Any] = []
+
+        def block() -> None:
+            try:
+                channel.unary_unary(UU)(b"x", timeout=60)
+            except (grpc.RpcError, ValueError) as error:
+                blocked.append(error)
+
+        thread = threading.Thread(target=block, daemon=True)
+        call = channel.unary_unary(UU).future(b"x", timeout=60)
+        assert not call.done()
+        if how == "cancel":
+            assert call.cancel()
+            assert call.code() is grpc.StatusCode.CANCELLED
+        elif how == "drop":
+            del call
+        else:
+            thread.start()
+            eventually(lambda: mesh.inflight == 2)
+            channel.close()
+            assert call.code() is grpc.StatusCode.CANCELLED
+            thread.join(10)
+            assert blocked
+        eventually(lambda: mesh.inflight == 0)
+
+
+def test_cancelling_a_task_that_waits_for_a_connection(mesh: Shop) -> None:
+    """asyncio: at every step of the wait, nothing stays counted, and the loop reports nothing."""
+    reported: list[Any] = []
+
+    async def calls() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        channel = mesh.aio_channel()
+        for steps in range(12):
+            task = asyncio.ensure_future(_await(channel.unary_unary(UU)(b"x", timeout=60)))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await channel.close()
+
+    with silent_address() as dark:
+        mesh.serve([dark])
+        mesh.known()
+        asyncio.run(calls())
+    assert mesh.inflight == 0
+    assert reported == []
