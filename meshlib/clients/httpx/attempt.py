@@ -1,10 +1,12 @@
 """The way of one request over endpoints: a generator that yields what to do and receives what came of it. No IO.
 
-What may move on to another endpoint is only what has sent nothing: a connection that was refused, timed out, or
-failed its TLS handshake. The caller's connect timeout is the budget for the whole attempt, over however many
-endpoints. Once a request is on the wire there is one exception, taken from RFC 9112 9.3.1: a *reused* connection that
-ends before the head of the reply was most likely closed by the server while it was idle, so an idempotent request
-is sent once more on a fresh connection (a bare httpcore pool raises here).
+What may move on to another endpoint is only what was not looked at: a connection that was refused, timed out, or failed
+its TLS handshake, and a request that an HTTP/2 server says it refused (that one is sent to the same endpoint first,
+over another connection: most likely the server has only told that it leaves the old one). The caller's connect timeout
+is the budget for the whole attempt, over however many endpoints. Once a request is on the wire there is one exception,
+taken from RFC 9112 9.3.1: a *reused* connection that ends before the head of the reply was most likely closed by the
+server while it was idle, so an idempotent request is sent once more on a fresh connection (a bare httpcore pool raises
+here).
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ LEAST_SLICE = 0.25
 #: What one endpoint may take to connect while there may be others, when the caller set no connect timeout: httpx's
 #: default connect timeout; room for two retransmitted SYNs (after 1 s and 3 s, RFC 6298).
 OPEN_SLICE = 5.0
+#: How often a refused request goes to the same endpoint again. That it leaves a connection is not seen while the
+#: connection is idle, and other requests may have others of the kind; three in a row are rare, and cost little.
+MOST_REFUSALS = 3
 #: Pauses between rounds for callers that asked httpx for connection ``retries``: 0, then this and its doubles, as
 #: httpcore does.
 BACK_OFF = 0.5
@@ -105,19 +110,21 @@ def attempt(
     round_ = _Round()
     rounds_left, pause = exchange.retries, 0.0
     fresh = resent = False
+    refusals = 0
     while True:
         try:
             response = yield Dial(lease, round_.slice(budget), fresh, keep=not round_.on_service_address)
         except BaseException as error:
             fault = fault_of(error)
-            if (
-                fault is Fault.RESET
-                and not resent
-                and exchange.reused
-                and exchange.method in IDEMPOTENT
-                and exchange.body.can_begin
-            ):
-                fresh = resent = True
+            if fault is Fault.REFUSED:
+                refusals += 1
+                again = refusals <= MOST_REFUSALS
+            else:
+                again = fault is Fault.RESET and exchange.reused and not resent
+                again = again and exchange.method in IDEMPOTENT
+                resent = resent or again
+            if again and exchange.body.can_begin:
+                fresh = True
                 continue
             _end(lease, fault)
             if not round_.may_move_on(fault) or not exchange.body.can_begin:
@@ -223,11 +230,11 @@ class _Round:
         return min(left, max(LEAST_SLICE, left / 2))
 
     def may_move_on(self, fault: Fault) -> bool:
-        return fault in (Fault.UNREACHED, Fault.SLOW_TO_CONNECT, Fault.UNROUTABLE)
+        return fault in (Fault.UNREACHED, Fault.SLOW_TO_CONNECT, Fault.UNROUTABLE, Fault.REFUSED)
 
     def failed(self, subchannel: Subchannel, fault: Fault) -> None:
         self.tried.add(subchannel)
         if fault is Fault.SLOW_TO_CONNECT:
             self.slow.add(subchannel)
-        elif fault is Fault.UNROUTABLE:
+        elif fault is not Fault.UNREACHED:
             self.all_blamed = False

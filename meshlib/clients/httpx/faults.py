@@ -7,6 +7,8 @@ import ssl
 from enum import Enum
 from typing import Any
 
+from meshlib.clients.httpx.goaway import is_refusal
+
 
 class Fault(Enum):
     """What an exception of one exchange means for the endpoint and for the request."""
@@ -21,6 +23,8 @@ class Fault(Enum):
     EXHAUSTED = "exhausted"
     #: The connection ended before the head of the reply: blamed; perhaps it was stale.
     RESET = "reset"
+    #: The endpoint says that it did not look at the request (HTTP/2): not blamed, any method may be sent again.
+    REFUSED = "refused"
     #: The endpoint failed after the request was sent: blamed, never tried again.
     BROKEN = "broken"
     #: Cancellation, a full pool, the caller's own body or hooks: not blamed.
@@ -61,6 +65,8 @@ def fault_of(error: BaseException, core: Any) -> Fault:
     if isinstance(error, core.ReadError | core.WriteError):
         return Fault.RESET
     if isinstance(error, core.RemoteProtocolError):
+        if is_refusal(error):
+            return Fault.REFUSED
         return Fault.RESET if str(error).startswith(_DISCONNECTED) else Fault.BROKEN
     if isinstance(error, core.ReadTimeout | core.WriteTimeout):
         return Fault.BROKEN

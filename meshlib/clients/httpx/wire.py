@@ -19,7 +19,9 @@ from typing import Any, Protocol
 
 from meshlib.clients.httpx.allowance import Allowance
 from meshlib.clients.httpx.attempt import Dial, Exchange
+from meshlib.clients.httpx.goaway import AsyncHttp2Stream, Http2Stream, gone
 from meshlib.clients.httpx.outgoing import Outgoing
+from meshlib.clients.httpx.serial import serial_pool
 from meshlib.pickers.subchannel import Subchannel
 
 #: Pools looked at per request while a sweep of idle connections is on, so that no request pays for all of them.
@@ -237,13 +239,16 @@ class SyncEngine(_Pools):
         """``evict_more``: a bound method that closes an idle connection elsewhere, which uses the same allowance."""
         settings = pool_settings(original)
         settings["network_backend"] = _NotingBackend(settings["network_backend"], self)
-        super().__init__(core, core.ConnectionPool, settings, now, allowance)
+        kind = serial_pool(core) if settings["http2"] else core.ConnectionPool
+        super().__init__(core, kind, settings, now, allowance)
         self._evict_more = weakref.WeakMethod(evict_more) if evict_more is not None else None
 
     def send(self, step: Dial, out: Outgoing, exchange: Exchange) -> Any:
         pool, request = self._pool(step, out.tls_name), self._request(step, out)
         if step.fresh:
             pool._close_connections(_surplus(pool, keep=0))
+        if self._settings["http2"]:
+            pool._close_connections(gone(pool))
         exchange.reused, exchange.lease = True, step.lease
         token = _exchange.set(exchange)
         try:
@@ -329,6 +334,8 @@ class AsyncEngine(_Pools):
         pool, request = self._pool(step, out.tls_name), self._request(step, out)
         if step.fresh:
             await pool._close_connections(_surplus(pool, keep=0))
+        if self._settings["http2"] and (closing := gone(pool)):
+            await pool._close_connections(closing)
         exchange.reused, exchange.lease = True, step.lease
         token = _exchange.set(exchange)
         try:
@@ -445,7 +452,7 @@ class _NotingBackend:
         except BaseException:
             engine.allowance.give_back()
             raise
-        return _connected(exchange, _Stream, stream, engine.allowance)
+        return _connected(exchange, _Stream, stream, engine)
 
     def sleep(self, seconds: float) -> None:
         self._inner.sleep(seconds)
@@ -469,7 +476,7 @@ class _AsyncNotingBackend:
         except BaseException:
             engine.allowance.give_back()
             raise
-        return _connected(exchange, _AsyncStream, stream, engine.allowance)
+        return _connected(exchange, _AsyncStream, stream, engine)
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
@@ -478,10 +485,15 @@ class _AsyncNotingBackend:
 class _Stream:
     """httpcore's stream, counted until it is closed. ``exchange``: whose latency sample begins after the handshake."""
 
-    def __init__(self, stream: Any, allowance: list[Allowance], exchange: Exchange | None) -> None:
+    http2: Any = Http2Stream
+
+    def __init__(
+        self, stream: Any, allowance: list[Allowance], exchange: Exchange | None, core: Any, only_http2: bool
+    ) -> None:
         self._stream = stream
         self._allowance = allowance  #: empty: given back; list.pop is atomic, two threads may close at once
         self._exchange = exchange
+        self._core, self._only_http2 = core, only_http2
         self.read, self.write, self.get_extra_info = stream.read, stream.write, stream.get_extra_info
 
     def close(self) -> None:
@@ -499,7 +511,10 @@ class _Stream:
     def _secured(self, stream: Any) -> Any:
         if self._exchange is not None:
             _begin_sample(self._exchange)
-        return type(self)(stream, self._allowance, None)
+        made = type(self)(stream, self._allowance, None, self._core, self._only_http2)
+        tls = stream.get_extra_info("ssl_object")
+        chosen = tls is not None and tls.selected_alpn_protocol() == "h2"  # as httpcore asks
+        return self.http2(made, self._core) if chosen or self._only_http2 else made
 
     def _give_back(self) -> None:
         try:
@@ -511,6 +526,8 @@ class _Stream:
 
 class _AsyncStream(_Stream):
     """The same for asyncio."""
+
+    http2 = AsyncHttp2Stream
 
     async def aclose(self) -> None:
         self._give_back()
@@ -532,11 +549,13 @@ def _connecting() -> Exchange | None:
     return exchange
 
 
-def _connected(exchange: Exchange | None, kind: type[_Stream], stream: Any, allowance: Allowance) -> Any:
+def _connected(exchange: Exchange | None, kind: type[_Stream], stream: Any, engine: _Pools) -> Any:
     secure = exchange is not None and exchange.secure
     if exchange is not None and not secure:
         _begin_sample(exchange)
-    return kind(stream, [allowance], exchange if secure else None)
+    only_http2 = engine._settings["http2"] and not engine._settings["http1"]
+    made = kind(stream, [engine.allowance], exchange if secure else None, engine._core, only_http2)
+    return kind.http2(made, engine._core) if only_http2 and not secure else made
 
 
 def _begin_sample(exchange: Exchange) -> None:

@@ -228,6 +228,47 @@ def test_reset_is_not_repeated_for_post_or_new_connections(handle: FakeHandle, c
     assert sum(failures(handle).values()) == 2
 
 
+class StreamReset:
+    """As h2 tells it, in httpcore's exception."""
+
+    def __init__(self, code: int) -> None:
+        self.error_code = code
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+def test_a_refused_stream_is_sent_again_and_then_elsewhere(
+    handle: FakeHandle, clock: Clock, method: bytes
+) -> None:
+    """Three more times to the same endpoint, then to another, which takes it; nobody is blamed, nothing is in flight."""
+    outcomes = {ONE[0]: httpcore.RemoteProtocolError(StreamReset(7)), TWO[0]: Reply()}
+    run = Run(handle, clock, method=method)
+    response, lease = run(by_address(outcomes))
+    assert run.dialled == [ONE[0]] * 4 + [TWO[0]]
+    assert [step.fresh for step in run.steps] == [False, True, True, True, False]
+    assert not any(failures(handle).values())
+    lease.done()
+    assert handle.inflight == 0
+
+
+def test_a_refused_stream_everywhere_is_no_reason_for_the_service_address(
+    handle: FakeHandle, clock: Clock
+) -> None:
+    """The endpoints are there, and say no."""
+    run = Run(handle, clock, method=b"POST")
+    with pytest.raises(httpcore.RemoteProtocolError):
+        run(lambda step: httpcore.RemoteProtocolError(StreamReset(7)))
+    assert handle.refusals == handle.inflight == 0
+
+
+def test_another_reset_of_a_stream_is_not_sent_again(handle: FakeHandle, clock: Clock) -> None:
+    """Nobody knows what was done: blamed and raised."""
+    run = Run(handle, clock)
+    with pytest.raises(httpcore.RemoteProtocolError):
+        run(lambda step: httpcore.RemoteProtocolError(StreamReset(2)))
+    assert run.dialled == [ONE[0]]
+    assert failures(handle)[ONE[0]] == 1
+
+
 def test_connect_timeout_is_a_budget_over_endpoints(handle: FakeHandle, clock: Clock) -> None:
     """Silent endpoints share the caller's connect timeout; none gets less than the least slice."""
     run = Run(handle, clock, connect_timeout=4.0)
