@@ -72,3 +72,8 @@ class ServiceLease(Lease):
         super().responded(failed)
         if not failed:
             self._answered()
+
+    def finished(self, failed: bool = False) -> None:
+        super().finished(failed)
+        if not failed:
+            self._answered()

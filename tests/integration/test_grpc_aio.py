@@ -451,6 +451,26 @@ def test_close_ends_everything(mesh: Shop, backends: Backends) -> None:
     use(mesh, body)
 
 
+def test_close_ends_calls_on_endpoints_that_left(mesh: Shop, backends: Backends) -> None:
+    """A call that may finish although its endpoint is gone does not outlive its channel."""
+    old, new = backends.grpc(2)
+    old.delay = 60
+
+    async def calls() -> None:
+        mesh.serve([old])
+        channel = mesh.aio_channel()
+        call = channel.unary_unary(UU)(b"x", timeout=60)
+        await eventually(lambda: old.in_flight == 1)
+        (pool,) = channel._pools.values()
+        mesh.serve([new])
+        await eventually(lambda: not pool.transports)
+        await channel.close()
+        assert await call.code() is grpc.StatusCode.CANCELLED
+
+    asyncio.run(calls())
+    assert mesh.inflight == 0
+
+
 def test_calls_after_close_say_so_whatever_the_set_is(mesh: Shop) -> None:
     """No endpoint known, or known that there is none: a closed channel is still what the caller hears of."""
 

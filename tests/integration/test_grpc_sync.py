@@ -422,6 +422,21 @@ def test_close_ends_everything(mesh: Shop, backends: Backends) -> None:
     assert mesh.inflight == 0
 
 
+def test_close_ends_calls_on_endpoints_that_left(mesh: Shop, backends: Backends) -> None:
+    """A stream that may finish although its endpoint is gone does not outlive its channel."""
+    old, new = backends.grpc(2)
+    old.delay = 60
+    mesh.serve([old])
+    channel = mesh.channel()
+    stream = channel.unary_stream(US)(b"x", timeout=60)
+    eventually(lambda: old.in_flight == 1)
+    mesh.serve([new])
+    eventually(lambda: not channel._pool.transports())
+    channel.close()
+    assert stream.code() is grpc.StatusCode.CANCELLED
+    eventually(lambda: mesh.inflight == 0)
+
+
 def test_calls_after_close_say_so_whatever_the_set_is(mesh: Shop) -> None:
     """No endpoint known, or known that there is none: a closed channel is still what the caller hears of."""
     for known in (False, True):

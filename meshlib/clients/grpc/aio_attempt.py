@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -24,11 +24,12 @@ from meshlib.clients.grpc.status import (
 )
 from meshlib.clients.grpc.transport import Completion, Transport
 from meshlib.errors import MeshError
-from meshlib.runtime.handle import TargetHandle
+from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.lease import Lease, ServiceLease
+from meshlib.runtime.process import Generation
 
-#: Starts the call: (bound method, request or gated requests, seconds left) -> grpc.aio's call.
-Start = Callable[[Bound, Any, "float | None"], Any]
+if TYPE_CHECKING:
+    from meshlib.clients.grpc.aio_multicallables import AioMultiCallable
 
 
 class Gate:
@@ -55,50 +56,124 @@ class Gate:
 class AioAttempts:
     """The progress of one call. Lives on one loop; knows nothing of the object that the user holds.
 
-    ``call``: grpc.aio's call that decides, set once ``settled`` is; ``error`` if none ever had a connection.
+    Settled once ``call``, grpc.aio's call that decides, is set, or ``error`` if none ever had a connection.
     """
+
+    # Most calls find their endpoint connected and change none of these.
+    call: Any = None
+    completion: Completion | None = None
+    error: MeshRpcError | None = None
+    _attempts: Attempts | None = None
+    _callbacks: list[Callable[[], None]] | None = None
+    _current: Any = None
+    _finished = False
+    #: The transport of a call whose answer comes as a whole, on an endpoint that was called before: its end is
+    #: accounted for at once, by nobody else. None: ``completion`` does it.
+    _quick: Transport | None = None
+    _settled: asyncio.Future[None] | None = None  #: made for those who wait for it
+    _task: asyncio.Task[None] | None = None
+    _trying: Completion | None = None
 
     def __init__(
         self,
-        handle: TargetHandle,
+        method: AioMultiCallable,
         pool: LoopPool,
-        attempts: Attempts,
-        bind: Callable[[Lease], Bound],
-        start: Start,
         request: Any,
-        streaming: bool,
+        began: float,
+        timeout: float | None,
+        metadata: Any,
+        wait_for_ready: bool | None,
+        credentials: Any,
+        compression: Any,
     ) -> None:
-        self._handle = handle
+        self._method = method
         self._pool = pool
-        self.attempts = attempts
-        self._bind = bind
-        self._start = start
         self._request = request
-        self._gated = streaming and request is not None
+        self._began = began
+        self._timeout = timeout
+        self._metadata = metadata
+        self._wait_for_ready = wait_for_ready
+        self._credentials = credentials
+        self._compression = compression
         #: A call adopted on a connected endpoint may still find the connection gone; of a request stream nobody knows
         #: then what was taken from it.
-        self._revocable = not streaming
-        self.call: Any = None
-        self.completion: Completion | None = None
-        self.error: MeshRpcError | None = None
-        self.settled: asyncio.Future[None] = pool.loop.create_future()
-        self._finished = False
-        self._callbacks: list[Callable[[], None]] = []
-        self._current: Any = None
-        self._trying: Completion | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._revocable = not method.streams_requests
 
-    def adopt(self, bound: Bound, completion: Completion, timeout: float | None) -> None:
+    @property
+    def attempts(self) -> Attempts:
+        attempts = self._attempts
+        if attempts is None:
+            method, timeout = self._method, self._timeout
+            attempts = self._attempts = Attempts(
+                method.handle,
+                method.clock,
+                deadline=None if timeout is None else self._began + timeout,
+                wait_for_ready=bool(self._wait_for_ready),
+                hash_key=method.key(self._metadata),
+            )
+        return attempts
+
+    @property
+    def settled(self) -> bool:
+        return self.call is not None or self.error is not None
+
+    async def until_settled(self) -> None:
+        """Wait for ``settled``; cancelling who waits leaves the call alone."""
+        while not self.settled:
+            if self._settled is None or self._settled.done():
+                self._settled = self._pool.loop.create_future()
+            await asyncio.shield(self._settled)
+
+    def _settle(self) -> None:
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
+
+    def adopt(self, bound: Bound, subchannel: Subchannel) -> None:
         """Start on a connected endpoint: no driving needed; the attempt decides, unless its connection just went."""
-        self.call = self._start(bound, self._request, timeout)
-        self.completion = completion
-        self.settled.set_result(None)
-        self._pool.running.add(completion)
-        self.call.add_done_callback(partial(self._adopted_ended, completion))
+        transport = bound.transport
+        if transport.warm and not self._method.streams_responses:
+            self._quick = transport
+        else:
+            self.completion = self._counted(transport, subchannel)
+        try:
+            self.call = call = self._start(bound, self._request, self._timeout)
+        except BaseException:
+            (self.completion or self._counted(transport, subchannel)).done()
+            raise
+        self._pool.running.add(self)
+        call.add_done_callback(self._adopted_ended)
 
-    def _adopted_ended(self, completion: Completion, call: Any) -> None:
-        self._pool.running.discard(completion)
+    def _start(self, bound: Bound, request: Any, left: float | None) -> Any:
+        """grpc.aio's call on one endpoint."""
+        return bound.callable(
+            request,
+            timeout=left,
+            metadata=self._metadata,
+            credentials=self._credentials,
+            compression=self._compression,
+        )
+
+    def _counted(self, transport: Transport, subchannel: Subchannel) -> Completion:
+        return Completion(Lease(subchannel, self._method.clock, self._began), transport)
+
+    def _adopted_ended(self, call: Any) -> None:
+        self._pool.running.discard(self)
         code = at_once(call.code())
+        transport = self._quick
+        if transport is not None:
+            self._quick = None
+            if code is grpc.StatusCode.OK and self._pool.generation == Generation.current:
+                transport.open.pop()
+                if transport.draining:
+                    transport.settle()
+                now = self._method.clock()
+                transport.subchannel.finish(now, now - self._began)
+                self._finish()
+                return
+            self.completion = self._counted(transport, transport.subchannel)
+        completion = self.completion
+        if completion is None:
+            return  # released meanwhile, with its loop
         if code is grpc.StatusCode.UNAVAILABLE and self._revocable and not call.cancelled():
             details = at_once(call.details())
             if is_refusal(code, details, completion.transport.target) and not is_local(details):
@@ -107,7 +182,6 @@ class AioAttempts:
                 following = self.attempts.after_refusal(completion.lease.subchannel)
                 if following is not None or self.attempts.wait_for_ready:
                     self.call = None
-                    self.settled = self._pool.loop.create_future()
                     self.drive(following)
                     return
         completion.ended(code)
@@ -132,7 +206,7 @@ class AioAttempts:
             while True:
                 lease = lease or await self._wait()
                 lease = await self._attempt(lease)
-                if self.settled.done():
+                if self.settled:
                     return
         except asyncio.CancelledError:
             self._fail(MeshRpcError(grpc.StatusCode.CANCELLED, CANCEL_DETAILS))
@@ -149,8 +223,10 @@ class AioAttempts:
         while True:
             try:
                 if pause:
-                    await self._handle.wait_for_change_async(pause)
-                return await self._handle.acquire_async(self.attempts.remaining(), self.attempts.hash_key)
+                    await self._method.handle.wait_for_change_async(pause)
+                return await self._method.handle.acquire_async(
+                    self.attempts.remaining(), self.attempts.hash_key
+                )
             except MeshError as error:
                 verdict = self.attempts.verdict(error)
                 if verdict is not None:
@@ -164,7 +240,7 @@ class AioAttempts:
             lease.done()
             raise MeshRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS)
         try:
-            bound = self._bind(lease)
+            bound = self._method.bind(lease)
         except BaseException:
             lease.done()
             raise
@@ -179,7 +255,8 @@ class AioAttempts:
             completion.done(True)
             return self.attempts.after_silence(lease.subchannel)
         remaining = self.attempts.remaining()
-        gate = Gate(self._pool.loop) if self._gated else None
+        gated = self._method.streams_requests and self._request is not None
+        gate = Gate(self._pool.loop) if gated else None
         request = gate.through(self._request) if gate is not None else self._request
         try:
             call = self._current = self._start(bound, request, remaining)
@@ -199,7 +276,7 @@ class AioAttempts:
                 if following is not None:
                     return following
                 if self.attempts.wait_for_ready:
-                    await self._handle.wait_for_change_async(self.attempts.next_round())
+                    await self._method.handle.wait_for_change_async(self.attempts.next_round())
                     return None
         except asyncio.CancelledError:
             if not call.done():  # we were cancelled, not the call
@@ -226,29 +303,36 @@ class AioAttempts:
     def _decide(self, call: Any, completion: Completion) -> None:
         self.call = call
         self.completion = completion
-        self._pool.account_at_end(call, completion)
-        if not self.settled.done():
-            self.settled.set_result(None)
-        call.add_done_callback(lambda _: self._finish())
+        self._pool.running.add(self)
+        self._settle()
+        call.add_done_callback(self._decided_ended)
+
+    def _decided_ended(self, call: Any) -> None:
+        self._pool.running.discard(self)
+        if self.completion is not None:
+            self.completion.ended(at_once(call.code()))
+        self._finish()
 
     def _fail(self, error: MeshRpcError) -> None:
-        if self.settled.done():
+        if self.settled:
             return
         self.error = error
-        self.settled.set_result(None)
+        self._settle()
         self._finish()
 
     def _finish(self) -> None:
         self._finished = True
-        callbacks, self._callbacks = self._callbacks, []
-        run_callbacks(callbacks)
+        callbacks = self._callbacks
+        if callbacks:
+            self._callbacks = None
+            run_callbacks(callbacks)
 
     # -- for the object that the user holds ----------------------------------------------------------------------
 
     async def deciding(self) -> Any:
         """grpc.aio's call that decides; raises the error of a call that never had one."""
-        if not self.settled.done():
-            await asyncio.shield(self.settled)
+        if not self.settled:
+            await self.until_settled()
         if self.error is not None:
             if self.error.code() is grpc.StatusCode.CANCELLED:
                 raise asyncio.CancelledError
@@ -264,13 +348,15 @@ class AioAttempts:
     def on_end(self, callback: Callable[[], Any]) -> None:
         if self._finished:
             callback()
+        elif self._callbacks is None:
+            self._callbacks = [callback]
         else:
             self._callbacks.append(callback)
 
     def cancel(self) -> bool:
         if self.call is not None:
             return bool(self.call.cancel())
-        if self.settled.done():
+        if self.settled:
             return False
         if self._task is not None:
             self._task.cancel()
@@ -289,7 +375,7 @@ class AioAttempts:
 
     def abandon(self) -> None:
         """The user dropped the call: end it, from whichever thread the last reference went."""
-        if self.done():
+        if self._finished or self.done():
             return
         loop = self._pool.loop
         try:
@@ -299,6 +385,9 @@ class AioAttempts:
 
     def release(self) -> None:
         """Give the count back of a call whose loop is gone."""
+        transport, self._quick = self._quick, None
+        if transport is not None:
+            transport.subchannel.end()
         completion = self.completion or self._trying
         if completion is not None:
             completion.lease.done()

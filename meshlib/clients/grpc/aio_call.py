@@ -41,8 +41,7 @@ class _Call:
 
     async def _decided(self) -> Any:
         """The deciding call, or the error that stands for it; cancelling the waiter leaves the call alone."""
-        if not self._progress.settled.done():
-            await asyncio.shield(self._progress.settled)
+        await self._progress.until_settled()
         return self._progress.call
 
     async def initial_metadata(self) -> Any:
@@ -99,12 +98,13 @@ class _Call:
 
 class _UnaryResponse(_Call):
     def __await__(self) -> Generator[Any, Any, Any]:
+        progress = self._progress
         while True:
-            call = yield from self._deciding().__await__()
+            call = progress.call or (yield from self._deciding().__await__())
             try:
                 response = yield from call.__await__()
             except grpc.RpcError:
-                if self._progress.decides(call):
+                if progress.decides(call):
                     raise
             else:
                 return response

@@ -136,7 +136,11 @@ class AioMeshChannel(grpc.aio.Channel):
 
     def _pool(self) -> LoopPool:
         """The running loop's channels."""
-        loop = _loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            # The one that ``run_until_complete(stub.Method(request))`` is about to run.
+            loop = asyncio.get_event_loop()
         pool = self._pools.get(loop)
         if pool is None:
             with self._lock:
@@ -238,14 +242,6 @@ _NAMES: dict[type[AioMultiCallable], str] = {
     StreamUnary: "stream_unary",
     StreamStream: "stream_stream",
 }
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    """The running loop, or the one that ``run_until_complete(stub.Method(request))`` is about to run."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.get_event_loop()
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:

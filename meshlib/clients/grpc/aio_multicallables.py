@@ -10,12 +10,8 @@ import grpc
 from meshlib.clients.grpc.aio_attempt import AioAttempts
 from meshlib.clients.grpc.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from meshlib.clients.grpc.aio_pool import LoopPool
-from meshlib.clients.grpc.attempts import Attempts
 from meshlib.clients.grpc.hash_key import Keys
 from meshlib.clients.grpc.pool import Bound
-from meshlib.clients.grpc.reach import READY
-from meshlib.clients.grpc.transport import Completion
-from meshlib.errors import MeshError
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.lease import Lease
 
@@ -23,9 +19,10 @@ from meshlib.runtime.lease import Lease
 class AioMultiCallable:
     """One method of an asyncio mesh channel; usable on any loop (``pool`` gives the running loop's channels)."""
 
-    #: The call object of this kind, and whether its request is a stream.
+    #: The call object of this kind, and which side is a stream.
     call_type: Any
     streams_requests = False
+    streams_responses = False
 
     def __init__(
         self,
@@ -35,10 +32,10 @@ class AioMultiCallable:
         key: Keys,
         make: Callable[[Any], Any],
     ) -> None:
-        self._handle = handle
+        self.handle = handle
+        self.clock = clock
+        self.key = key
         self._pool = pool
-        self._clock = clock
-        self._key = key
         self._make = make
 
     def _start(
@@ -47,54 +44,30 @@ class AioMultiCallable:
         timeout: float | None,
         metadata: Any,
         wait_for_ready: bool | None,
-        **others: Any,
+        credentials: Any,
+        compression: Any,
     ) -> Any:
         """Start now on an endpoint that is connected; else in a task, which connects and may have to move on."""
         pool = self._pool()
         if pool.closed:
             raise grpc.aio.UsageError("Channel is closed.")
-        key = self._key(metadata)
-        lease: Lease | None
-        try:
-            lease = self._handle.try_acquire(key)
-        except MeshError:
-            lease = None  # the call object says so, when it is awaited
-        bound: Bound | None = None
-        if lease is not None:
-            try:
-                bound = pool.bind(lease, self, self._make)
-            except BaseException:
-                lease.done()
-                raise
-            if bound.transport.look(False) != READY:
-                bound.transport.end()
-                bound = None
-
-        def start(bound: Bound, request: Any, left: float | None) -> Any:
-            return bound.callable(request, timeout=left, metadata=metadata, **others)
-
-        attempts = Attempts(
-            self._handle,
-            self._clock,
-            deadline=None if timeout is None else self._clock() + timeout,
-            wait_for_ready=bool(wait_for_ready),
-            hash_key=key,
-        )
+        began = self.clock()
+        subchannel = self.handle.choose(began, self.key, metadata)
         progress = AioAttempts(
-            self._handle, pool, attempts, self._bind, start, request, self.streams_requests
+            self, pool, request, began, timeout, metadata, wait_for_ready, credentials, compression
         )
-        if bound is not None and lease is not None:
-            completion = Completion(lease, bound.transport)
-            try:
-                progress.adopt(bound, completion, timeout)
-            except BaseException:
-                completion.done()
-                raise
+        if subchannel is None:
+            progress.drive(None)  # the call object says why, when it is awaited
+            return self.call_type(progress)
+        bound = pool.connected(subchannel, self, self._make)
+        if bound is not None:
+            progress.adopt(bound, subchannel)
         else:
-            progress.drive(lease)
+            progress.drive(Lease(subchannel, self.clock, began))
         return self.call_type(progress)
 
-    def _bind(self, lease: Lease) -> Bound:
+    def bind(self, lease: Lease) -> Bound:
+        """The method on the lease's endpoint, in the running loop's pool, with the call counted in."""
         return self._pool().bind(lease, self, self._make)
 
 
@@ -113,9 +86,7 @@ class _UnaryRequest(AioMultiCallable):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        return self._start(
-            request, timeout, metadata, wait_for_ready, credentials=credentials, compression=compression
-        )
+        return self._start(request, timeout, metadata, wait_for_ready, credentials, compression)
 
 
 class _StreamRequest(AioMultiCallable):
@@ -130,14 +101,7 @@ class _StreamRequest(AioMultiCallable):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        return self._start(
-            request_iterator,
-            timeout,
-            metadata,
-            wait_for_ready,
-            credentials=credentials,
-            compression=compression,
-        )
+        return self._start(request_iterator, timeout, metadata, wait_for_ready, credentials, compression)
 
 
 class UnaryUnary(_UnaryRequest, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[type-arg]
@@ -150,6 +114,7 @@ class UnaryStream(_UnaryRequest, grpc.aio.UnaryStreamMultiCallable):  # type: ig
     """One request, a stream of responses."""
 
     call_type = UnaryStreamCall
+    streams_responses = True
 
 
 class StreamUnary(_StreamRequest, grpc.aio.StreamUnaryMultiCallable):  # type: ignore[type-arg]
@@ -162,3 +127,4 @@ class StreamStream(_StreamRequest, grpc.aio.StreamStreamMultiCallable):  # type:
     """A stream of requests, a stream of responses."""
 
     call_type = StreamStreamCall
+    streams_responses = True

@@ -15,9 +15,11 @@ from grpc import ChannelConnectivity
 
 from meshlib.clients.grpc.options import endpoint_target
 from meshlib.clients.grpc.pool import Bound
-from meshlib.clients.grpc.transport import Completion, Transport
+from meshlib.clients.grpc.reach import READY
+from meshlib.clients.grpc.transport import Transport
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.lease import Lease, ServiceLease
+from meshlib.runtime.process import Generation
 
 #: Only the loop's own thread touches what is in here.
 _NO_LOCK = nullcontext()
@@ -43,12 +45,16 @@ class LoopPool:
         self.closed = False
         self._connect = connect
         self._transports: dict[Subchannel, Transport] = {}
+        #: No longer for new calls, but still with some; ``close`` ends those, too.
+        self._leaving: set[Transport] = set()
         self._bound: dict[Subchannel, dict[object, Bound]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         #: Calls that have no endpoint yet, to be cancelled at close.
         self.waiting: weakref.WeakSet[Any] = weakref.WeakSet()
         #: Calls whose end will be accounted for by a callback of this loop.
-        self.running: set[Completion] = set()
+        self.running: set[Any] = set()
+        #: In which process: a forked child may run this loop's callbacks, but the counts are the parent's.
+        self.generation = Generation.current
 
     def bind(self, lease: Lease, method: object, make: Callable[[Any], Any]) -> Bound:
         """``method`` on the lease's endpoint, with the call counted in. UsageError, as in grpc, when closed."""
@@ -65,6 +71,20 @@ class LoopPool:
         transport.begin()
         return bound
 
+    def connected(self, subchannel: Subchannel, method: object, make: Callable[[Any], Any]) -> Bound | None:
+        """``bind`` for an endpoint that is connected; else None."""
+        transport = self._transports.get(subchannel)
+        if transport is None or transport.closed or transport.look(False) != READY:
+            return None
+        methods = self._bound.get(subchannel)
+        if methods is None:
+            methods = self._bound[subchannel] = {}
+        bound = methods.get(method)
+        if bound is None:
+            bound = methods[method] = Bound(transport, make(transport.channel))
+        transport.open.append(None)
+        return bound
+
     def transport(self, lease: Lease) -> Transport:
         """The endpoint's transport, made when it is first wanted."""
         subchannel = lease.subchannel
@@ -74,6 +94,7 @@ class LoopPool:
             transport = Transport(self._connect(target), target, subchannel, _NO_LOCK, self._shut)
             if isinstance(lease, ServiceLease):
                 transport.draining = True  # its Subchannel is made for this one try
+                self._leaving.add(transport)
             elif not transport.draining:
                 self._transports[subchannel] = transport
         return transport
@@ -83,6 +104,7 @@ class LoopPool:
         self._bound.pop(subchannel, None)
         transport = self._transports.pop(subchannel, None)
         if transport is not None:
+            self._leaving.add(transport)
             transport.drain()
 
     def states(self) -> list[ChannelConnectivity]:
@@ -97,7 +119,9 @@ class LoopPool:
         self.closed = True
         transports, self._transports = self._transports, {}
         self._bound.clear()
-        channels = [transport.channel for transport in transports.values() if transport.close()]
+        leaving, self._leaving = self._leaving, set()
+        closing = [*transports.values(), *leaving]
+        channels = [transport.channel for transport in closing if transport.close()]
         waiting = [call for call in self.waiting if not call.done()]
         if grace and waiting:
             await asyncio.wait([asyncio.ensure_future(call.ended()) for call in waiting], timeout=grace)
@@ -109,21 +133,11 @@ class LoopPool:
         if others:
             await asyncio.wait(others)
 
-    def account_at_end(self, call: Any, completion: Completion) -> None:
-        """Have ``completion`` end when grpc.aio's ``call`` does."""
-        self.running.add(completion)
-
-        def ended(finished: Any) -> None:
-            self.running.discard(completion)
-            completion.ended(at_once(finished.code()))
-
-        call.add_done_callback(ended)
-
     def abandon(self) -> None:
         """The loop was closed without closing the channel: its callbacks will never come, so give the counts back."""
         self.closed = True
-        for completion in self.running:
-            completion.lease.done()
+        for call in [*self.running]:
+            call.release()
         for call in list(self.waiting):
             call.release()
 
@@ -137,6 +151,7 @@ class LoopPool:
 
     def _shut(self, transport: Transport) -> None:
         """Close a drained channel. The task is referenced until done, as asyncio does not."""
+        self._leaving.discard(transport)
         self._keep(self.loop.create_task(transport.channel.close(None)))
 
     def _keep(self, task: asyncio.Task[None]) -> None:

@@ -37,6 +37,8 @@ class Pool:
         self._connect = connect
         self._lock = new_lock()
         self._transports: dict[Subchannel, Transport] = {}
+        #: No longer for new calls, but still with some; ``close`` ends those, too.
+        self._leaving: set[Transport] = set()
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._closing: deque[Transport] = deque()
         self._closer = new_lock()  #: held while a helper thread closes what is in ``_closing``
@@ -60,6 +62,8 @@ class Pool:
         """The endpoint left the set: no new calls; its channel closes when the last one has ended."""
         transport = self._forget(subchannel, None)
         if transport is not None:
+            with self._lock:
+                self._leaving.add(transport)
             transport.drain()
 
     def transports(self) -> list[Transport]:
@@ -70,18 +74,21 @@ class Pool:
         """Close every channel; what is in flight ends as CANCELLED, as with a bare channel."""
         with self._lock:
             self.closed.set()
-            transports, self._transports = self._transports, {}
-        for transport in transports.values():
+            transports = [*self._transports.values(), *self._leaving]
+            self._transports = {}
+            self._leaving = set()
+        for transport in transports:
             if transport.close():
                 transport.channel.close()
 
     def after_fork(self) -> None:
         """In a forked child: forget everything inherited, close nothing. Takes no lock."""
-        _graveyard.append((self._transports, self._closing))
+        _graveyard.append((self._transports, self._leaving, self._closing))
         users = list(self._users)
         was_closed = self.closed.is_set()
         self._lock = new_lock()
         self._transports = {}
+        self._leaving = set()
         self._closing = deque()
         self._closer = new_lock()
         self._users = weakref.WeakSet()
@@ -107,12 +114,15 @@ class Pool:
                 if isinstance(lease, ServiceLease):
                     # Its Subchannel is made for this one try; when the try makes it sticky, the set brings its own.
                     transport.draining = True
+                    self._leaving.add(transport)
                 else:
                     self._transports[subchannel] = transport
         if (
             subchannel.removed and not transport.draining
         ):  # left between the pick and here: nobody will tell us again
             self._forget(subchannel, transport)
+            with self._lock:
+                self._leaving.add(transport)
             transport.draining = True
         return transport
 
@@ -148,6 +158,8 @@ class Pool:
             while self._closing:
                 transport = self._closing.popleft()
                 self._forget(transport.subchannel, transport)
+                with self._lock:
+                    self._leaving.discard(transport)
                 transport.channel.close()
         finally:
             self._closer.release()

@@ -143,10 +143,25 @@ class Completion:
 
     def ended(self, code: grpc.StatusCode | None) -> None:
         """The call is over with ``code``; None: nobody knows. A call that we cancelled says nothing about latency."""
+        if code is grpc.StatusCode.OK and not self._sampled and not self._cold:
+            self._finished()
+            return
         failed = code in FAILURES
         if code is not None and code is not grpc.StatusCode.CANCELLED:
             self.responded(failed)
         self.done(failed)
+
+    def _finished(self) -> None:
+        """``responded`` and ``done`` in one: the answer came as a whole."""
+        if self._generation != Generation.current:
+            return
+        transport = self.transport
+        with transport._lock:
+            if self._done:
+                return
+            self._done = self._sampled = True
+        self.lease.finished()
+        transport.end()
 
     def done(self, failed: bool = False) -> None:
         """Release the counts without a sample."""
