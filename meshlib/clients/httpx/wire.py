@@ -211,7 +211,7 @@ def _orphans(pool: Any) -> list[Any]:
     """Take out of the pool connections that are neither idle nor serving anybody.
 
     httpcore leaves one behind when a request is cancelled between getting its connection and using it; it would hold a
-    slot and a socket until the pool is closed.
+    slot and a socket until the pool is closed. The result also has what the pool itself would close now.
     """
     with pool._optional_thread_lock:
         serving = {id(request.connection) for request in pool._requests}
@@ -222,7 +222,8 @@ def _orphans(pool: Any) -> list[Any]:
         ]
         for connection in orphans:
             pool._connections.remove(connection)
-    return orphans
+        # Their places go to those who wait: nobody else would tell these before the next request comes.
+        return orphans + pool._assign_requests_to_connections() if orphans else []
 
 
 class SyncEngine(_Pools):

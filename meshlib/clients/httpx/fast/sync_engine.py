@@ -21,21 +21,27 @@ from meshlib.clients.httpx.fast.sync_stream import SyncStream
 from meshlib.clients.httpx.fast.sync_wire import SyncConnection
 from meshlib.clients.httpx.outgoing import Outgoing
 from meshlib.pickers.subchannel import Subchannel
-from meshlib.runtime.primitives import new_event, new_lock
+from meshlib.runtime.primitives import new_lock
 
 
 class _Waiter:
-    """A thread in the queue for a connection."""
+    """A thread in the queue for a connection. It waits for a lock that it holds already and ``grant`` releases: an
+    Event would do the same with several locks, and a signal handler that raises between them breaks it."""
 
-    __slots__ = ("event", "granted")
+    __slots__ = ("_turn", "granted")
 
     def __init__(self) -> None:
-        self.event = new_event()
+        self._turn = new_lock()
+        self._turn.acquire()
         self.granted: Any = None
 
     def grant(self, what: Any) -> None:
         self.granted = what
-        self.event.set()
+        self._turn.release()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Until granted. False: ``timeout`` (seconds) has passed."""
+        return self._turn.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
 
 
 class SyncFastEngine:
@@ -174,13 +180,17 @@ class SyncFastEngine:
             if got is OPEN:
                 return None
             connection: SyncConnection = got
-            if connection.expires_at >= now and not connection.is_dead():
-                return connection
+            try:
+                if connection.expires_at >= now and not connection.is_dead():
+                    return connection
+            except BaseException:  # a signal handler's
+                self._lose(connection)
+                raise
             self._lose(connection)
 
     def _wait(self, slot: FreeList, waiter: _Waiter, timeout: float | None) -> Any:
         try:
-            if waiter.event.wait(timeout):
+            if waiter.wait(timeout):
                 return waiter.granted
             raise self._core.PoolTimeout(
                 f"all {slot.limit} connections to this endpoint were busy for {timeout} s"
