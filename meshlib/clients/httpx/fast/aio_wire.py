@@ -215,7 +215,12 @@ class AioConnection(asyncio.Protocol):
         return data
 
     def close(self) -> None:
-        """At once, without the pleasantries of TLS. What was written and is not sent yet is lost."""
+        """At once, without the pleasantries of TLS. What was written and is not sent yet is lost.
+
+        Whoever still reads from it gets a ReadError: that the reply has no end is not the server's fault.
+        """
+        if self.serving and self._error is None and self._raw is None and not self.reply.complete:
+            self._error = self._core.ReadError("the connection was closed")
         if self.transport is not None:
             self.transport.abort()
 
