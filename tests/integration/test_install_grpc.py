@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from meshlib.clients.grpc import routing
 from meshlib.clients.grpc.aio_channel import AioMeshChannel
 from meshlib.clients.grpc.channel import MeshChannel
 from meshlib.clients.grpc.switch import AioSwitchChannel, SwitchChannel
-from meshlib.errors import TargetError, UnknownPort
+from meshlib.errors import TargetError
 from meshlib.model.update import DoesNotExist
 from tests.components.backends import Backends, GrpcBackend
 from tests.integration.grpc_support import SS, SU, US, UU, eventually
@@ -202,19 +203,66 @@ def test_a_host_that_is_no_service_takes_the_bare_way(mesh: Installed, backends:
         assert channel.unary_unary(UU)(b"x", timeout=10) == server.name.encode() + b":x"
 
 
+NOT_OURS = {
+    "unary": lambda c: c.unary_unary(UU)(b"x", timeout=20),
+    "with_call": lambda c: c.unary_unary(UU).with_call(b"x", timeout=20),
+    "future": lambda c: c.unary_unary(UU).future(b"x", timeout=20).result(),
+    "stream": lambda c: list(c.unary_stream(US)(b"x", timeout=20)),
+    "requests": lambda c: c.stream_unary(SU)(iter([b"a", b"b"]), timeout=20),
+    "chat": lambda c: list(c.stream_stream(SS)(iter([b"a", b"b"]), timeout=20)),
+}
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_a_host_that_turns_out_not_to_be_ours(mesh: Installed, backends: Backends, name: str) -> None:
+    """The very first call waits for the knowledge, and then goes where grpc itself would have gone, like later ones."""
+    (server,) = backends.grpc(1)
+    # localhost is never ours, so grpc can resolve it; the mesh is asked about another name, which does not exist.
+    handle = mesh.mesh.target("k8s:///nobody.shop:80")
+    with MeshChannel(handle, pytest.fail, bare=lambda: imported_before(server.address)) as channel:
+        call = threading.Thread(target=lambda: answers.append(NOT_OURS[name](channel)), daemon=True)
+        answers: list[Any] = []
+        call.start()
+        eventually(lambda: handle.live is not None)
+        mesh.resolver.publish("shop/nobody", DoesNotExist("no such Service"))
+        call.join(20)
+        answers.append(NOT_OURS[name](channel))
+    assert len(answers) == 2
+    assert server.requests == 2
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_an_asyncio_host_that_turns_out_not_to_be_ours(
+    mesh: Installed, backends: Backends, streams: bool
+) -> None:
+    """The same for grpc.aio."""
+    (server,) = backends.grpc(1)
+
+    async def calls() -> None:
+        handle = mesh.mesh.target("k8s:///nobody.shop:80")
+        bare = grpc.aio.insecure_channel
+        async with AioMeshChannel(handle, pytest.fail, bare=lambda: bare(server.address)) as channel:
+            for known in (False, True):
+                call = channel.stream_stream(SS)(iter([b"a"])) if streams else channel.unary_unary(UU)(b"x")
+                if not known:
+                    await asyncio.sleep(0.01)
+                    mesh.resolver.publish("shop/nobody", DoesNotExist("no such Service"))
+                assert [m async for m in call] if streams else await call
+                assert await call.code() is grpc.StatusCode.OK
+
+    asyncio.run(calls())
+    assert server.requests == 2
+
+
 def test_a_port_that_the_service_does_not_list(mesh: Installed, backends: Backends) -> None:
-    """A call that had to find out fails with the reason; later ones take grpc's own way."""
+    """Decision D2: the name goes to grpc, which cannot resolve it here; also for the call that had to find out."""
     mesh.serve(backends.grpc(1))
     with grpc.insecure_channel("orders.shop.svc:81") as channel:
-        call = channel.unary_unary(UU)
-        causes = []
         for _ in range(2):
             with pytest.raises(grpc.RpcError) as caught:
-                call(b"x", timeout=10)
+                channel.unary_unary(UU)(b"x", timeout=10)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
-            causes.append(type(caught.value.__cause__))
-    assert causes[0] in (UnknownPort, type(None))  # discovery may have spoken before the call began
-    assert causes[1] is type(None)
+            assert caught.value.__cause__ is None  # grpc's own failure to resolve the name, not one of ours
 
 
 def test_channels_made_before_stay_bare(backends: Backends) -> None:

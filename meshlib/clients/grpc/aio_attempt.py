@@ -212,7 +212,7 @@ class AioAttempts:
             self._fail(MeshRpcError(grpc.StatusCode.CANCELLED, CANCEL_DETAILS))
             raise
         except MeshRpcError as error:
-            self._fail(error)
+            self._otherwise(error)
         except grpc.aio.UsageError as error:
             self._fail(MeshRpcError(grpc.StatusCode.CANCELLED, str(error), error))
         except Exception as error:
@@ -312,6 +312,23 @@ class AioAttempts:
         if self.completion is not None:
             self.completion.ended(at_once(call.code()))
         self._finish()
+
+    def _otherwise(self, error: MeshRpcError) -> None:
+        """Go on in grpc's own way if the host is none of ours, else end with the error."""
+        method = self._method.otherwise(error)
+        if method is None:
+            self._fail(error)
+            return
+        self.call = call = method(
+            self._request,
+            timeout=self.attempts.remaining(),
+            metadata=self._metadata,
+            credentials=self._credentials,
+            wait_for_ready=self._wait_for_ready,
+            compression=self._compression,
+        )
+        self._settle()
+        call.add_done_callback(self._decided_ended)
 
     def _fail(self, error: MeshRpcError) -> None:
         if self.settled:

@@ -24,6 +24,7 @@ from meshlib.clients.grpc.channel import METHODS, factory, registered_argument
 from meshlib.clients.grpc.connectivity import EAGER, RELAXED, aggregate
 from meshlib.clients.grpc.hash_key import HashKey, Keys
 from meshlib.clients.grpc.options import Options, channel_options
+from meshlib.clients.grpc.otherwise import Bare
 from meshlib.clients.grpc.routing import AIO, Make, channel
 from meshlib.errors import MeshError
 from meshlib.pickers.subchannel import Subchannel
@@ -37,6 +38,7 @@ from meshlib.runtime.process import rebuild_after_fork
 #: Loops and channels inherited over a fork: referenced until exit, because closing or collecting them in the child
 #: would end connections, and disturb event loops, that belong to the parent.
 _graveyard: list[object] = []
+_closing: set[asyncio.Task[None]] = set()
 
 
 class AioMeshChannel(grpc.aio.Channel):
@@ -51,8 +53,11 @@ class AioMeshChannel(grpc.aio.Channel):
         handle: TargetHandle,
         connect: Callable[[str], grpc.aio.Channel],
         hash_key: HashKey | None = None,
+        bare: Bare | None = None,
     ) -> None:
         self._handle = handle
+        self._make_bare = bare
+        self._bare: dict[asyncio.AbstractEventLoop, Any] = {}
         self._key = Keys(handle, hash_key)
         self._connect = connect
         self._lock = new_lock()
@@ -124,9 +129,18 @@ class AioMeshChannel(grpc.aio.Channel):
                         forgotten = self._methods.pop(next(iter(self._methods)))
                         self._forget(forgotten)
                     make = factory(_NAMES[kind], method, serializer, deserializer, registered)
-                    known = kind(self._handle, self._pool, SYSTEM.now, self._key, make)
+                    bare = self._otherwise if self._make_bare is not None else None
+                    known = kind(self._handle, self._pool, SYSTEM.now, self._key, make, bare)
                     self._methods[key] = known
         return known
+
+    def _otherwise(self) -> Any:
+        """grpc's own channel to the same target, of the running loop; see ``otherwise``."""
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if loop not in self._bare and self._make_bare is not None:
+                self._bare[loop] = self._make_bare()
+            return self._bare[loop]
 
     def _forget(self, method: AioMultiCallable) -> None:
         for loop, pool in list(self._pools.items()):
@@ -160,7 +174,8 @@ class AioMeshChannel(grpc.aio.Channel):
 
     def after_fork(self) -> None:
         """In a forked child (called by the runtime): forget everything inherited, close nothing."""
-        _graveyard.append(self._pools)
+        _graveyard.append((self._pools, self._bare))
+        self._bare = {}
         self._lock = new_lock()
         self._pools = {}
 
@@ -218,6 +233,12 @@ class AioMeshChannel(grpc.aio.Channel):
         with self._lock:
             self._closed = True
             pools = dict(self._pools)
+            bare, self._bare = self._bare, {}
+        for loop, one in bare.items():
+            if loop is asyncio.get_running_loop():
+                await one.close(grace)
+            else:
+                _on_loop(loop, partial(_close_later, loop, one, grace))
         own = pools.pop(asyncio.get_running_loop(), None)
         for loop, pool in pools.items():
             _on_loop(loop, partial(pool.close_later, grace))
@@ -252,6 +273,13 @@ def _on_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> Non
         loop.call_soon_threadsafe(work)
     except RuntimeError:
         return  # closed between the look and the call
+
+
+def _close_later(loop: asyncio.AbstractEventLoop, channel: Any, grace: float | None) -> None:
+    """Close another loop's channel, on that loop. The task is referenced until done, as asyncio does not."""
+    task = loop.create_task(channel.close(grace))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
 
 
 def insecure_channel(

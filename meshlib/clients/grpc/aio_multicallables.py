@@ -11,7 +11,9 @@ from meshlib.clients.grpc.aio_attempt import AioAttempts
 from meshlib.clients.grpc.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from meshlib.clients.grpc.aio_pool import LoopPool
 from meshlib.clients.grpc.hash_key import Keys
+from meshlib.clients.grpc.otherwise import Bare, is_not_ours
 from meshlib.clients.grpc.pool import Bound
+from meshlib.clients.grpc.status import MeshRpcError
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.lease import Lease
 
@@ -31,7 +33,9 @@ class AioMultiCallable:
         clock: Callable[[], float],
         key: Keys,
         make: Callable[[Any], Any],
+        bare: Bare | None = None,
     ) -> None:
+        self._bare = bare
         self.handle = handle
         self.clock = clock
         self.key = key
@@ -65,6 +69,12 @@ class AioMultiCallable:
         else:
             progress.drive(Lease(subchannel, self.clock, began))
         return self.call_type(progress)
+
+    def otherwise(self, error: MeshRpcError) -> Any:
+        """The method on grpc's own channel, for a call whose host is none of ours; None: the error stands."""
+        if self._bare is None or not is_not_ours(error):
+            return None
+        return self._make(self._bare())
 
     def bind(self, lease: Lease) -> Bound:
         """The method on the lease's endpoint, in the running loop's pool, with the call counted in."""

@@ -16,6 +16,7 @@ import grpc
 
 from meshlib.clients.grpc.attempts import Attempts
 from meshlib.clients.grpc.callbacks import run_callbacks
+from meshlib.clients.grpc.otherwise import Nobody
 from meshlib.clients.grpc.reach import undecided
 from meshlib.clients.grpc.requests import RequestSource
 from meshlib.clients.grpc.status import (
@@ -45,7 +46,7 @@ class Attempt:
 
     __slots__ = ("__weakref__", "completion", "rendezvous")
 
-    def __init__(self, rendezvous: Any, completion: Completion) -> None:
+    def __init__(self, rendezvous: Any, completion: Any) -> None:
         self.rendezvous = rendezvous
         self.completion = completion
 
@@ -236,7 +237,7 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
     def _continue(self, outcome: Lease | MeshRpcError) -> None:
         """The helper's result: start on it, or end the call with its error."""
         if isinstance(outcome, MeshRpcError):
-            self._fail(outcome)
+            self._otherwise(outcome)
             return
         with self._condition:
             if self._callbacks is None:
@@ -247,6 +248,25 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
                 attempt = self._attempt = self._launch_within(outcome)
             except MeshRpcError as error:
                 self._fail(error)
+            self._condition.notify_all()
+        self._watch(attempt)
+
+    def _otherwise(self, error: MeshRpcError) -> None:
+        """Go on in grpc's own way if the host is none of ours, else end with the error."""
+        method = self._owner.otherwise(error, self._attempts)
+        if method is None:
+            self._fail(error)
+            return
+        source, attempt = self._source, None
+        with self._condition:
+            if self._callbacks is None:
+                return
+            try:
+                request = self._request if source is None else source.view()
+                rendezvous = self._start(method, request, self._attempts.remaining())
+                attempt = self._attempt = Attempt(rendezvous, Nobody())
+            except (ValueError, grpc.RpcError) as failure:
+                self._fail(MeshRpcError(grpc.StatusCode.INTERNAL, str(failure), failure))
             self._condition.notify_all()
         self._watch(attempt)
 

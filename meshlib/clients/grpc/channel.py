@@ -19,6 +19,7 @@ from meshlib.clients.grpc.multicallables import (
     UnaryUnary,
 )
 from meshlib.clients.grpc.options import Options, channel_options
+from meshlib.clients.grpc.otherwise import Bare
 from meshlib.clients.grpc.pool import Pool
 from meshlib.clients.grpc.routing import SYNC, Make, channel
 from meshlib.runtime.clock import SYSTEM
@@ -35,21 +36,31 @@ METHODS = 1024
 #: grpcio calls stubs' methods with this argument since 1.63; older ones do not know it.
 _REGISTERED = "_registered_method"
 
+#: Channels inherited over a fork: referenced until exit, because collecting them would end the parent's connections.
+_graveyard: list[object] = []
+
 
 class MeshChannel(grpc.Channel):
     """Balances every call over one single-address channel per endpoint. Thread-safe; usable after fork.
 
-    Made by ``meshlib.grpc.insecure_channel`` and ``secure_channel``. ``connect`` makes the channel to one address.
+    Made by ``meshlib.grpc.insecure_channel`` and ``secure_channel``. ``connect`` makes the channel to one address,
+    ``bare`` grpc's own to the same target, for calls whose host turns out to be none of ours.
     """
 
     def __init__(
-        self, handle: TargetHandle, connect: Callable[[str], grpc.Channel], hash_key: HashKey | None = None
+        self,
+        handle: TargetHandle,
+        connect: Callable[[str], grpc.Channel],
+        hash_key: HashKey | None = None,
+        bare: Bare | None = None,
     ) -> None:
         self._handle = handle
         self._key = Keys(handle, hash_key)
         self._pool = Pool(connect)
         self._connectivity = Connectivity(handle, self._pool)
         self._lock = new_lock()
+        self._make_bare = bare
+        self._bare: grpc.Channel | None = None
         self._methods: dict[tuple[Any, ...], MultiCallable] = {}
         handle.on_removed(self._pool.drop)
         rebuild_after_fork(self)
@@ -113,9 +124,17 @@ class MeshChannel(grpc.Channel):
                     if len(self._methods) >= METHODS:
                         del self._methods[next(iter(self._methods))]
                     make = factory(_NAMES[kind], method, serializer, deserializer, registered)
-                    known = kind(self._handle, self._pool, SYSTEM.now, self._key, make, serializer)
+                    bare = self._otherwise if self._make_bare is not None else None
+                    known = kind(self._handle, self._pool, SYSTEM.now, self._key, make, serializer, bare)
                     self._methods[key] = known
         return known
+
+    def _otherwise(self) -> Any:
+        """grpc's own channel to the same target; see ``otherwise``."""
+        with self._lock:
+            if self._bare is None and self._make_bare is not None:
+                self._bare = self._make_bare()
+            return self._bare
 
     def _get_registered_call_handle(self, method: str) -> int:
         """What ``grpc.experimental``'s static stubs ask for and pass back as fourth argument; any true number does."""
@@ -134,10 +153,14 @@ class MeshChannel(grpc.Channel):
         """Close every endpoint's channel; calls in flight end as CANCELLED, later ones raise ValueError, as in grpc."""
         self._connectivity.clear()
         self._pool.close()
+        if self._bare is not None:
+            self._bare.close()
 
     def after_fork(self) -> None:
         """In a forked child (called by the runtime): locks and helper threads anew."""
         self._lock = new_lock()
+        _graveyard.append(self._bare)
+        self._bare = None
         self._connectivity.after_fork()
 
     def __enter__(self) -> MeshChannel:

@@ -10,6 +10,7 @@ import grpc
 from meshlib.clients.grpc.attempts import Attempts
 from meshlib.clients.grpc.call import MeshCall
 from meshlib.clients.grpc.hash_key import Keys
+from meshlib.clients.grpc.otherwise import Bare, Waiting, is_not_ours
 from meshlib.clients.grpc.pool import Bound, Pool
 from meshlib.clients.grpc.reach import READY, connected_now
 from meshlib.clients.grpc.requests import RequestSource
@@ -29,8 +30,8 @@ Make = Callable[[Any], Any]
 class MultiCallable:
     """One method of a mesh channel. Thread-safe; remembers the method's callable on each endpoint's channel.
 
-    ``make`` builds it on a channel; ``serializer`` is what grpc will do to requests. ``handle``, ``closed`` and
-    ``clock`` are for the calls it starts.
+    ``make`` builds it on a channel; ``serializer`` is what grpc will do to requests; ``bare`` gives the channel to go
+    to when the host is none of ours after all. ``handle``, ``closed`` and ``clock`` are for the calls it starts.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class MultiCallable:
         key: Keys,
         make: Make,
         serializer: Callable[[Any], bytes] | None = None,
+        bare: Bare | None = None,
     ) -> None:
         self.handle = handle
+        self._bare = bare
         self._serializer = serializer
         self.clock = clock
         self._pool = pool
@@ -132,7 +135,20 @@ class MultiCallable:
             if bound is None:
                 if attempts is None:
                     attempts = self._attempts(began, timeout, metadata, wait_for_ready)
-                lease = self._reach(attempts, lease)
+                try:
+                    lease = self._reach(attempts, lease)
+                except MeshRpcError as error:
+                    method = self.otherwise(error, attempts)
+                    if method is None:
+                        raise
+                    return (method.with_call if with_call else method)(
+                        source.view() if source is not None else request,
+                        attempts.remaining(),
+                        metadata,
+                        credentials,
+                        None,
+                        compression,
+                    )
                 timeout = attempts.remaining()
                 try:
                     bound = self.bind(lease)
@@ -225,6 +241,12 @@ class MultiCallable:
         call = MeshCall(self, start, attempts, request, source)
         call.begin(lease, timeout)
         return call
+
+    def otherwise(self, error: MeshRpcError, attempts: Attempts) -> Waiting | None:
+        """The method on grpc's own channel, for a call whose host is none of ours; None: the error stands."""
+        if self._bare is None or not is_not_ours(error):
+            return None
+        return Waiting(self._make(self._bare()), attempts.wait_for_ready)
 
     def serialises(self, request: Any) -> bool:
         """Whether grpc will be able to. If not it says so at once, also while there is no connection yet."""

@@ -55,9 +55,13 @@ class Seam:
         def connect(authority: str, address: str) -> Any:
             return original(address, channel_options(tuple(options), authority), *rest)
 
-        return self._channel(
-            target, options, connect, lambda: original(target, options, *rest), MeshChannel, SwitchChannel
-        )
+        def bare() -> Any:
+            return original(target, options, *rest)
+
+        def balanced(handle: TargetHandle, to: Callable[[str], Any], by_host: bool) -> Any:
+            return MeshChannel(handle, to, bare=bare if by_host else None)
+
+        return self._channel(target, options, connect, bare, balanced, SwitchChannel)
 
     def _aio_channel(self, original: Any, target: Any, options: Any, *rest: Any) -> Any:
         """``rest``: credentials, compression and interceptors."""
@@ -67,8 +71,12 @@ class Seam:
             below = split(interceptors)[1]
             return original(address, channel_options(tuple(options), authority), *others, below)
 
-        def balanced(handle: TargetHandle, to: Callable[[str], Any]) -> Any:
-            return intercepted(AioMeshChannel(handle, to), split(interceptors)[0])
+        def beneath() -> Any:  # what runs around the mesh channel's calls runs around these, too
+            return original(target, options, *others, split(interceptors)[1])
+
+        def balanced(handle: TargetHandle, to: Callable[[str], Any], by_host: bool) -> Any:
+            channel = AioMeshChannel(handle, to, bare=beneath if by_host else None)
+            return intercepted(channel, split(interceptors)[0])
 
         return self._channel(
             target, options, connect, lambda: original(target, options, *rest), balanced, AioSwitchChannel
@@ -92,7 +100,7 @@ class Seam:
         if not self._mesh.has_scheme(found.scheme):
             return None
         handle = self._mesh.target(found.target)
-        return balanced(handle, partial(connect, found.authority or handle.authority))
+        return balanced(handle, partial(connect, found.authority or handle.authority), False)
 
     def _by_host(
         self,
@@ -107,6 +115,6 @@ class Seam:
             return None
 
         def over(handle: TargetHandle) -> Any:
-            return balanced(handle, partial(connect, found.authority))
+            return balanced(handle, partial(connect, found.authority), True)
 
         return switch(lambda: mesh.for_url("http", host, port), bare, over)
