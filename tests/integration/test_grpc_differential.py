@@ -208,6 +208,12 @@ SYNC: dict[str, Callable[[Any], Any]] = {
     "deadline already over": lambda c: c.unary_unary(M + "echo")(b"x", timeout=-1),
     "wait_for_ready": lambda c: c.unary_unary(M + "echo")(b"x", wait_for_ready=True, timeout=10),
     "too large": lambda c: c.unary_unary(M + "echo")(b"x" * 6000),
+    "credentials without TLS": lambda c: c.unary_unary(M + "echo")(
+        b"x", credentials=grpc.access_token_call_credentials("secret"), timeout=10
+    ),
+    "compressed stream": lambda c: list(
+        c.unary_stream(M + "count")(b"3", compression=grpc.Compression.Deflate, timeout=10)
+    ),
     "bad metadata": lambda c: c.unary_unary(M + "echo")(b"x", metadata=(("NOT ALLOWED", "v"),)),
     "serializer fails": lambda c: c.unary_unary(M + "echo", identity_or_raise, None)(b"bad"),
     "serializer fails in a stream": lambda c: c.unary_stream(M + "count", identity_or_raise, None)(b"bad"),
@@ -241,6 +247,37 @@ def test_a_sync_caller_sees_no_difference(name: str, address: str) -> None:
         mesh.serve([address])
         mesh.known()
         assert outcome(lambda: SYNC[name](mesh.channel())) == expected
+
+
+LIMITED = {
+    "received": (
+        [("grpc.max_receive_message_length", 100)],
+        lambda c: c.unary_unary(M + "echo")(b"x" * 200, timeout=10),
+    ),
+    "sent": (
+        [("grpc.max_send_message_length", 100)],
+        lambda c: c.unary_unary(M + "echo")(b"x" * 200, timeout=10),
+    ),
+    "received in a stream": (
+        [("grpc.max_receive_message_length", 100)],
+        lambda c: list(c.stream_stream(M + "chat")(iter([b"x" * 50, b"x" * 200]), timeout=10)),
+    ),
+    "no limit": (
+        [("grpc.max_receive_message_length", -1)],
+        lambda c: c.unary_unary(M + "echo")(b"x" * 4000, timeout=10),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_the_clients_own_limits(name: str, address: str) -> None:
+    """Message sizes, given as options of the channel."""
+    options, call = LIMITED[name]
+    with grpc.insecure_channel(address, options=options) as bare:
+        expected = outcome(lambda: call(bare))
+    with shop() as mesh:
+        mesh.serve([address])
+        assert outcome(lambda: call(mesh.channel(options=options))) == expected
 
 
 REFUSED = {
