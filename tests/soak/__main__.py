@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,7 +114,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=SECONDS)
     options = parser.parse_args()
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else a line for each pod that goes
     print(f"{PODS * len(SERVICES)} endpoints, {options.seconds:.0f} s")
     outcome = soak(options.seconds, lambda line: print(line, flush=True))
     print("\nanswers: " + ", ".join(f"{kind} {count}" for kind, count in outcome.tally.fine.most_common()))

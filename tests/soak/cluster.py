@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from meshlib.testing.fake_apiserver import FakeApiServer
+from tests.components.process import free_port
 from tests.soak.pods import GrpcPod, HttpPod, Mood
 
 NAMESPACE = "shop"
@@ -26,9 +27,10 @@ SERVICES: dict[str, Callable[[str, int], Any]] = {"orders": HttpPod, "quotes": G
 NOTICED_AFTER = 0.5
 #: How long a pod is sick, seconds.
 SICK_FOR = 2.0
-#: Out of so many events one is a storm (a third of the pods replaced at once), another one ends all watches.
-RARELY = 60
-PORT = 8080
+#: Out of so many changes one is a storm (a third of the pods replaced at once), another one ends all watches; out of
+#: so many the API server forgets its history once. Etcd is compacted every five minutes; who lists again and again
+#: backs off, and would not know the pods of the moment for half a minute.
+RARELY, SELDOM = 60, 600
 
 
 class Cluster:
@@ -68,8 +70,10 @@ class _Churn:
         self.server = server
         self.random = random.Random(seed)
         self.changes = 0
+        self._port = free_port()  # one for all, and of this cluster: another soak may run beside this one
         self._addresses = (f"127.{a}.{b}.{c}" for a, b, c in itertools.product(range(1, 255), repeat=3))
         self.pods: dict[str, list[Any]] = {name: [] for name in SERVICES}
+        self._leaving: set[Any] = set()  #: no longer published, still serving
         self._later: set[asyncio.Task[None]] = set()
 
     async def begin(self, pods: int) -> None:
@@ -83,8 +87,8 @@ class _Churn:
         for task in self._later:
             task.cancel()
         await asyncio.gather(*self._later, return_exceptions=True)
-        for pods in self.pods.values():
-            await asyncio.gather(*(pod.stop() for pod in pods))
+        for pod in [*self._leaving, *(pod for pods in self.pods.values() for pod in pods)]:
+            await pod.stop()
 
     async def happen(self) -> None:
         """One thing."""
@@ -95,7 +99,8 @@ class _Churn:
                     await self._replace(service)
                 self._publish(service)
         elif self.changes % RARELY == RARELY // 2:
-            self.server.compact()
+            if self.changes % SELDOM == RARELY // 2:
+                self.server.compact()
             self.server.end_watches()
             self.server.requests.clear()
         else:
@@ -121,10 +126,15 @@ class _Churn:
     async def _replace(self, service: str) -> None:
         await self._add(service)
         gone = self._take(service)
-        self._after(NOTICED_AFTER, gone.stop)
+        self._leaving.add(gone)
+        self._after(NOTICED_AFTER, self._leave, gone)
+
+    async def _leave(self, pod: Any) -> None:
+        await pod.stop()
+        self._leaving.discard(pod)
 
     async def _add(self, service: str) -> None:
-        pod = SERVICES[service](next(self._addresses), PORT)
+        pod = SERVICES[service](next(self._addresses), self._port)
         await pod.start()
         self.pods[service].append(pod)
 
@@ -133,7 +143,22 @@ class _Churn:
         return pods.pop(self.random.randrange(len(pods)))
 
     def _publish(self, service: str) -> None:
-        self.server.slice(NAMESPACE, f"{service}-1", service, [pod.host for pod in self.pods[service]])
+        self.server.put(
+            {
+                "kind": "EndpointSlice",
+                "apiVersion": "discovery.k8s.io/v1",
+                "metadata": {
+                    "namespace": NAMESPACE,
+                    "name": f"{service}-1",
+                    "labels": {"kubernetes.io/service-name": service},
+                },
+                "addressType": "IPv4",
+                "endpoints": [
+                    {"addresses": [pod.host], "conditions": {"ready": True}} for pod in self.pods[service]
+                ],
+                "ports": [{"name": "http", "port": self._port, "protocol": "TCP"}],
+            }
+        )
 
     def _after(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> None:
         async def later() -> None:

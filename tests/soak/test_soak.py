@@ -99,7 +99,8 @@ def test_twenty_seconds() -> None:
     """Every kind of client through every kind of change: no wrong answer, nothing grows, nothing stays."""
     command = [sys.executable, "-m", "tests.soak", "--seconds", "20"]
     root = Path(__file__).parent.parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
+    environ = {**os.environ, "GRPC_VERBOSITY": "ERROR"}
+    done = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     for kind in ("httpx", "httpx async", "httpx, own client", "grpc", "grpc stream", "grpc async"):
         assert f"{kind} " in done.stdout
