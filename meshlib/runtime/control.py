@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
+
+from meshlib.runtime import greenlets
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,6 +53,16 @@ class DaemonExecutor(ThreadPoolExecutor):
         return future
 
 
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Asyncio's own, whatever the application's policy is (uvloop): a forked child must be able to see which
+    descriptors it has, and libuv's threads end a forked child that exits with a crash."""
+    if greenlets.is_patched():
+        return greenlets.new_loop()
+    if sys.platform == "win32":
+        return asyncio.ProactorEventLoop()
+    return asyncio.SelectorEventLoop()
+
+
 class ControlThread:
     """Owns the loop. Made and started by the process runtime; never restarted, a new one is made instead."""
 
@@ -57,7 +70,7 @@ class ControlThread:
         self._on_crash = on_crash
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: list[Callable[[], Awaitable[None]]] = []
-        self.loop = asyncio.new_event_loop()
+        self.loop = _new_loop()
         self.loop.set_default_executor(DaemonExecutor())
         self._thread = threading.Thread(target=self._run, name="meshlib-control", daemon=True)
         self._stopping = False

@@ -221,8 +221,9 @@ class AioConnection(asyncio.Protocol):
         """
         if self.serving and self._error is None and self._raw is None and not self.reply.complete:
             self._error = self._core.ReadError("the connection was closed")
-        if self.transport is not None:
-            self.transport.abort()
+        if self.transport is None or self._loop.is_closed():
+            return  # a closed loop takes no orders; the socket closes when it is collected
+        self.transport.abort()
 
     # inside
 
