@@ -55,11 +55,14 @@ imports: venv-dev ## the layers of docs/how-it-works.md
 components: ## the real servers for the tests, cached (Kubernetes is built from source once, about five minutes)
 	@tests/components/install.sh
 
-bench: venv-dev ## figures, each against something in the same run
+bench: ## figures, each against something in the same run
+	@python=$$(scripts/find_python.sh) || { echo "Python 3.11 or newer is needed (or: make PYTHON=/path/to/it)"; exit 1; }; \
+	scripts/venv.sh .venv "$$python" dev bench
+	@tests/components/install.sh bench
 	@.venv/bin/python -m tests.bench
 
 soak: venv-dev ## ten minutes of churn with 200 endpoints: memory, threads and descriptors must stay flat
-	@.venv/bin/python -m tests.soak
+	@GRPC_VERBOSITY=ERROR .venv/bin/python -m tests.soak
 
 clean: ## virtual environments and caches of this folder (the built components stay)
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

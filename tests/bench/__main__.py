@@ -1,8 +1,9 @@
 """Runs every ``bench_*.py`` of this folder, prints its table, and writes docs/benchmarks.md and the raw results.
 
 A bench is a module with ``NAME: str``, ``TARGETS: str`` (what was aimed at, in words) and
-``run(quick: bool) -> (header, rows)``, both of text. It compares with a peer in the same run, repeats, and shows
-the spread. ``quick`` asks for a fraction of the time; its figures are for trying out, and are not written down.
+``run(quick: bool) -> (header, rows)``, both of text, and perhaps a list of pictures (``plots.plot``) as a third. It
+compares with a peer in the same run, repeats, and shows the spread; what missed its target says so
+(``verdict``). ``quick`` asks for a fraction of the time; its figures are for trying out, and are not written down.
 
     python -m tests.bench                   all, written down
     python -m tests.bench --quick           all, quickly, only printed
@@ -26,9 +27,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.plots import draw
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parent.parent / "docs" / "benchmarks.md"
+PICTURES = PAGE.parent / "benchmarks"
 #: A bench that hangs must not hang the others; the slowest measures a dead API server for a minute, several times.
 TIMEOUT = 1200
 _RAW = "MESHLIB_BENCH_RAW"
@@ -42,13 +46,14 @@ def names() -> list[str]:
 def measure(name: str, quick: bool) -> dict[str, Any]:
     """Run one bench in this process."""
     module = importlib.import_module(f"tests.bench.bench_{name}")
-    header, rows = module.run(quick)
+    header, rows, *pictures = module.run(quick)
     return {
         "bench": name,
         "name": module.NAME,
         "targets": module.TARGETS,
         "header": list(header),
         "rows": [[str(cell) for cell in row] for row in rows],
+        "plots": [one for some in pictures for one in some],
     }
 
 
@@ -109,6 +114,8 @@ def page(results: Sequence[dict[str, Any]], where: dict[str, Any]) -> str:
     for result in results:
         parts += ["", f"## {result['name']}", "", f"Target: {result['targets']}", ""]
         parts += [line(result["header"]), "|" + "---|" * len(result["header"]), *map(line, result["rows"])]
+        for picture in result.get("plots", ()):
+            parts += ["", f"![{picture['title']}]({PICTURES.name}/{picture['file']}.svg)"]
     return "\n".join(parts) + "\n"
 
 
@@ -157,6 +164,9 @@ def main() -> int:
     if not options.quick:
         PAGE.write_text(page(stored(), where))
         print(f"written: docs/{PAGE.name}")
+        for result in stored():
+            for picture in result.get("plots", ()):
+                print(f"written: docs/{PICTURES.name}/{draw(picture, PICTURES).name}")
     for name in failed:
         print(f"bench_{name} failed", file=sys.stderr)
     return 1 if failed else 0

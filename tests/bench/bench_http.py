@@ -20,7 +20,9 @@ import httpx
 from meshlib.clients.httpx.transport import AsyncMeshTransport, MeshTransport
 from meshlib.runtime.config import load_config
 from meshlib.runtime.mesh import Mesh
-from tests.components.fast_http import FastHttp
+from tests.bench.plots import plot
+from tests.bench.verdict import at_least, both
+from tests.components.fast_http import FastHttp, allow_descriptors
 from tests.components.process import free_port
 
 NAME = "HTTP through httpx"
@@ -30,8 +32,15 @@ TARGETS = (
     "against aiohttp at 32 and 128: at least 0.45"
 )
 
-SYNC_ENDPOINTS = (1, 10, 100, 500)
-CONCURRENCY = (1, 8, 32, 128)
+#: Endpoints -> how many times plain httpx is aimed at.
+SYNC_ENDPOINTS = {1: 1.3, 10: 1.5, 100: 10.0, 500: 200.0}
+#: Requests at a time -> the same, by peer.
+CONCURRENCY = {
+    1: {"httpx": 2.0},
+    8: {"httpx": 4.0},
+    32: {"httpx": 8.0, "aiohttp": 0.45},
+    128: {"httpx": 15.0, "aiohttp": 0.45},
+}
 AIO_ENDPOINTS = 5
 #: No limit of the peers' pools may hide what they cost: room for every endpoint and every task, for all alike.
 LIMITS = httpx.Limits(max_connections=2000, max_keepalive_connections=2000, keepalive_expiry=60.0)
@@ -78,7 +87,7 @@ def sync_clients(endpoints: int, port: int) -> Iterator[dict[str, Run]]:
             client = stack.enter_context(httpx.Client(transport=transport))
             runs[wire] = plain_sync(client, [f"http://orders.shop.svc{PATH}"])
         for run in runs.values():
-            run(2 * endpoints)
+            run(endpoints)
         yield runs
 
 
@@ -170,7 +179,12 @@ def ratio(rates: dict[str, list[float]], ours: str, theirs: str) -> str:
     return f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"
 
 
-def row(what: str, rates: dict[str, list[float]]) -> list[str]:
+def median_ratio(rates: dict[str, list[float]], theirs: str) -> float:
+    return statistics.median(a / b for a, b in zip(rates["fast"], rates[theirs], strict=True))
+
+
+def row(what: str, rates: dict[str, list[float]], targets: dict[str, float]) -> list[str]:
+    """``targets``: by peer."""
     return [
         what,
         f"{statistics.median(rates['httpx']):.0f}/s",
@@ -178,19 +192,69 @@ def row(what: str, rates: dict[str, list[float]]) -> list[str]:
         ratio(rates, "fast", "httpx"),
         ratio(rates, "httpcore", "httpx"),
         ratio(rates, "fast", "aiohttp"),
+        both([f"{peer} {at_least(median_ratio(rates, peer), target)}" for peer, target in targets.items()]),
     ]
 
 
-def run(quick: bool) -> tuple[list[str], list[list[str]]]:
+#: What a line of the pictures is called.
+NAMES = {"fast": "meshlib", "httpcore": "meshlib, wire = httpcore", "httpx": "httpx", "aiohttp": "aiohttp"}
+
+
+def lines(measured: dict[int, dict[str, list[float]]]) -> dict[str, list[tuple[float, ...]]]:
+    """Of a picture: for each client a point (x, median, lowest, highest) per measurement."""
+    found: dict[str, list[tuple[float, ...]]] = {}
+    for x, rates in measured.items():
+        for name in (one for one in NAMES if one in rates):
+            values = rates[name]
+            point = (x, statistics.median(values), min(values), max(values))
+            found.setdefault(NAMES[name], []).append(point)
+    return found
+
+
+def run(quick: bool) -> tuple[list[str], list[list[str]], list[dict[str, Any]]]:
     """Medians and spread over rounds."""
-    rounds, seconds = (3, 0.2) if quick else (9, 0.7)
+    rounds, seconds = (3, 0.2) if quick else (7, 0.5)
     most = hosts(max(SYNC_ENDPOINTS))
     port = free_port(*most[:3])
-    rows = []
+    sync: dict[int, dict[str, list[float]]] = {}
+    aio: dict[int, dict[str, list[float]]] = {}
+    allow_descriptors()
     with FastHttp(most, port):
         for endpoints in SYNC_ENDPOINTS:
-            rows.append(row(f"sync, {endpoints} endpoints", sync_rates(endpoints, port, rounds, seconds)))
+            sync[endpoints] = sync_rates(endpoints, port, rounds, seconds)
         for at_once in CONCURRENCY:
-            rates = asyncio.run(aio_rates(at_once, port, rounds, seconds))
-            rows.append(row(f"asyncio, {at_once} at a time, {AIO_ENDPOINTS} endpoints", rates))
-    return ["", "httpx", "wire = fast", "fast / httpx", "wire = httpcore / httpx", "fast / aiohttp"], rows
+            aio[at_once] = asyncio.run(aio_rates(at_once, port, rounds, seconds))
+    rows = [
+        row(f"sync, {count} endpoint{'s' * (count > 1)}", rates, {"httpx": SYNC_ENDPOINTS[count]})
+        for count, rates in sync.items()
+    ]
+    rows += [
+        row(f"asyncio, {count} at a time, {AIO_ENDPOINTS} endpoints", rates, CONCURRENCY[count])
+        for count, rates in aio.items()
+    ]
+    pictures = [
+        plot(
+            "http-endpoints",
+            "HTTP throughput of one thread, by number of endpoints",
+            "endpoints",
+            "requests per second",
+            lines(sync),
+        ),
+        plot(
+            "http-concurrency",
+            f"HTTP throughput of one event loop with {AIO_ENDPOINTS} endpoints, by concurrency",
+            "requests at a time",
+            "requests per second",
+            lines(aio),
+        ),
+    ]
+    header = [
+        "",
+        "httpx",
+        "wire = fast",
+        "fast / httpx",
+        "wire = httpcore / httpx",
+        "fast / aiohttp",
+        "target",
+    ]
+    return header, rows, pictures

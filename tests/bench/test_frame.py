@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 
 from tests.bench.__main__ import machine, measure_apart, names, page
+from tests.bench.plots import draw, plot
+from tests.bench.verdict import at_least, both, less_than
 
 
 @pytest.mark.parametrize("name", names())
@@ -37,3 +40,41 @@ def test_the_page_is_a_table_per_bench() -> None:
     assert "| 1\\|2 | 3 4 |" in text
     assert "## A" in text
     assert set(machine()) == {"python", "implementation", "system", "architecture", "processors"}
+
+
+POINTS = {
+    "meshlib": [(1, 10.0, 9.0, 11.0), (8, 90.00049, 80.0, 95.0)],
+    "somebody": [(1, 5.0, 5.0, 5.0), (8, 6, 6, 6)],
+}
+
+
+def test_the_page_shows_the_pictures_of_a_bench() -> None:
+    """Below its table, with their titles as the text for those who cannot see them."""
+    picture = plot("a-b", "A by B", "b", "a", POINTS)
+    result = {"name": "A", "targets": "t", "header": ["x"], "rows": [["1"]], "plots": [picture]}
+    assert page([result], machine()).endswith("| 1 |\n\n![A by B](benchmarks/a-b.svg)\n")
+    assert picture["lines"]["meshlib"][1] == [8, 90.0, 80.0, 95.0]
+
+
+def test_a_picture_is_the_same_every_time(tmp_path: Path) -> None:
+    """No date and no random names: a run that changed nothing changes no file."""
+    pytest.importorskip(
+        "matplotlib", reason="only `make bench` draws; it installs the dependency group bench"
+    )
+    picture = plot("a-b", "A by B", "b", "a", POINTS)
+    first = draw(picture, tmp_path).read_bytes()
+    assert draw(picture, tmp_path).read_bytes() == first
+    assert first.startswith(b"<?xml")
+    other = plot(
+        "a-b", "A by B", "b", "a", {**POINTS, "meshlib": [(1, 11.0, 9.0, 11.0), (8, 91.0, 80.0, 95.0)]}
+    )
+    assert draw(other, tmp_path).read_bytes() != first
+
+
+def test_a_missed_target_is_marked_as_missed() -> None:
+    """In words that can be searched for; the bound itself counts as met for "at least", not for "lower"."""
+    assert at_least(1.5, 1.5) == "≥ 1.5: met"
+    assert at_least(0.449, 0.45) == "≥ 0.45: MISSED"
+    assert less_than(0.99, 1.0, "lower p99") == "lower p99: met"
+    assert less_than(1.0, 1.0, "lower p99") == "lower p99: MISSED"
+    assert both(["≥ 1.5: met", "", "lower p99: MISSED"]) == "≥ 1.5: met; lower p99: MISSED"

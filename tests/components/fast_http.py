@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import resource
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -34,7 +35,16 @@ class _Serve(asyncio.Protocol):
             self.transport.write(REPLY)
 
 
+def allow_descriptors() -> None:
+    """As many as the administrator lets this process have: a thousand listeners and their connections."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = 65536 if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _run(hosts: Sequence[str], port: int, ready: Connection) -> None:
+    allow_descriptors()
+
     async def main() -> None:
         loop = asyncio.get_running_loop()
         for host in hosts:
@@ -54,6 +64,7 @@ class FastHttp:
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(list(hosts), port, theirs), daemon=True)
         self._process.start()
+        theirs.close()  # else nobody would notice the end of the child
         self._ours.recv()
 
     def __enter__(self) -> FastHttp:

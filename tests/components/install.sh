@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Gets the real components: Debian packages (as root on Debian) and the Kubernetes programs. What it cannot get it
-# names in one line; where MESHLIB_REQUIRE names that lane, it fails instead.
+# names in one line; where MESHLIB_REQUIRE names that lane, it fails instead. `install.sh bench` gets what only the
+# benches need, nothing else.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -29,6 +30,11 @@ packages() {
     left_out "$lane" "apt could not install $*"
   fi
 }
+
+if [[ ${1:-} == bench ]]; then
+  packages bench haproxy nginx -- haproxy nginx-light
+  exit 0
+fi
 
 packages dns knotd unbound dnsmasq -- knot unbound dnsmasq-base
 [[ -x ${KUBEBUILDER_ASSETS:-}/etcd ]] || packages kube etcd -- etcd-server
