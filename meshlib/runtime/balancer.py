@@ -36,6 +36,9 @@ from meshlib.pickers.base import Picker
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.cell import Cell, State
 
+#: Told of endpoints that join a set: (these, the members before the change, how many there are now).
+JoinedCallback = Callable[[tuple[Subchannel, ...], tuple[Subchannel, ...], int], None]
+
 
 class Way(Enum):
     """Which way calls take now."""
@@ -101,11 +104,15 @@ class Balancer:
         self._absent = False  #: the source said that there is no such Service
         self._refused: tuple[Endpoint, ...] | None = None  #: the set that refused every connection
         self._removed: Callable[[Subchannel], None] = _nobody
+        self._joined: JoinedCallback = _no_joiner
 
     # -- facts in ------------------------------------------------------------------------------------------------
 
     def on_removed(self, callback: Callable[[Subchannel], None]) -> None:
         self._removed = callback
+
+    def on_joined(self, callback: JoinedCallback) -> None:
+        self._joined = callback
 
     @property
     def known(self) -> Known | None:
@@ -303,10 +310,14 @@ class Balancer:
     def _take(self, way: Way, reason: str, endpoints: tuple[Endpoint, ...], service: Service | None) -> None:
         before, previous = self.way, self.reason
         self.way, self.reason = way, reason
+        peers = self._subchannels
         added, removed = self._sync(endpoints)
         state = self.cell.state
         old = state.picker if state.picker is not None else None
         self.cell.publish(State(picker=self._around.build_picker(self.subchannels, service, old)))
+        if added and peers:  # before those that leave are told to: their connections are a measure, too
+            now = self._subchannels
+            self._joined(tuple([now[e.identity] for e in added]), tuple(peers.values()), len(now))
         self._leave(removed)
         self._end_beside()
         self._report_way(before, previous)
@@ -381,6 +392,10 @@ class Balancer:
 
 def _nobody(subchannel: Subchannel) -> None:
     """The removed-callback before a client registers one."""
+
+
+def _no_joiner(joined: tuple[Subchannel, ...], peers: tuple[Subchannel, ...], members: int) -> None:
+    """The joined-callback before a client registers one."""
 
 
 def _reason(update: Update) -> str:

@@ -15,7 +15,7 @@ from meshlib.model.target import Target
 from meshlib.pickers.base import Picker, PickInfo
 from meshlib.pickers.hash_key import HashKeySource, HashKeySpec
 from meshlib.pickers.subchannel import Subchannel
-from meshlib.runtime.balancer import Balancer, Known, Way
+from meshlib.runtime.balancer import Balancer, JoinedCallback, Known, Way
 from meshlib.runtime.cell import Cell, State
 from meshlib.runtime.factory import PickerFactory, client_identity
 from meshlib.runtime.lease import Lease, ServiceLease
@@ -70,6 +70,7 @@ class TargetHandle:
         self._live: Live | None = None
         self._seed: Known | None = None
         self._listeners: tuple[weakref.WeakMethod[Callable[[Subchannel], None]], ...] = ()
+        self._joiners: tuple[weakref.WeakMethod[JoinedCallback], ...] = ()  #: listeners for those that join
 
     # -- picking -------------------------------------------------------------------------------------------------
 
@@ -179,6 +180,13 @@ class TargetHandle:
         with self._lock:
             alive = tuple(ref for ref in self._listeners if ref() is not None)
             self._listeners = (*alive, weakref.WeakMethod(callback))
+
+    def on_joined(self, callback: JoinedCallback) -> None:
+        """The same for Subchannels that join a set which others were in already; called before ``on_removed`` is for
+        those that leave with the same change."""
+        with self._lock:
+            alive = tuple(ref for ref in self._joiners if ref() is not None)
+            self._joiners = (*alive, weakref.WeakMethod(callback))
 
     @property
     def hash_key(self) -> HashKeySpec | None:
@@ -296,7 +304,7 @@ class TargetHandle:
     def _start(self) -> Live:
         with self._lock:
             if self._live is None:
-                self._live = self.mesh.start_target(self, self._seed, self._gone)
+                self._live = self.mesh.start_target(self, self._seed, self._gone, self._came)
                 self._seed = None
             return self._live
 
@@ -309,6 +317,16 @@ class TargetHandle:
                 callback(subchannel)
             except Exception as error:  # closing a connection may fail; the news is for the other clients too
                 emit(SourceFailed(f"connections to {subchannel.endpoint.authority}", error, stale=True))
+
+    def _came(self, joined: tuple[Subchannel, ...], peers: tuple[Subchannel, ...], members: int) -> None:
+        for ref in self._joiners:
+            callback = ref()
+            if callback is None:
+                continue
+            try:
+                callback(joined, peers, members)
+            except Exception as error:  # as above
+                emit(SourceFailed(f"connections ahead for {self.target}", error, stale=True))
 
     def stop(self) -> None:
         """Forget the watch; waiters are told. A later use starts it again, unless the Mesh is closed."""

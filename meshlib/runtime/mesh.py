@@ -19,7 +19,7 @@ from meshlib.model.vantage import VantagePoint
 from meshlib.pickers.hash_key import parse_hash_key
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime import place, process
-from meshlib.runtime.balancer import Balancer, Known, Surroundings, Way
+from meshlib.runtime.balancer import Balancer, JoinedCallback, Known, Surroundings, Way
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.config import Config, TargetSettings, address_policy, load_config, target_defaults
 from meshlib.runtime.factory import PickerFactory
@@ -176,7 +176,11 @@ class Mesh:
     # -- starting a target ---------------------------------------------------------------------------------------
 
     def start_target(
-        self, handle: TargetHandle, seed: Known | None, removed: Callable[[Subchannel], None]
+        self,
+        handle: TargetHandle,
+        seed: Known | None,
+        removed: Callable[[Subchannel], None],
+        joined: JoinedCallback,
     ) -> Live:
         """Called by the handle on first use (any thread, under its lock). ``seed``: what was known before a fork, and
         since when."""
@@ -215,13 +219,18 @@ class Mesh:
             ),
         )
         # The control thread must not keep a dropped Mesh alive through its handles.
-        tell = weakref.WeakMethod(removed)
+        tell, tell_joined = weakref.WeakMethod(removed), weakref.WeakMethod(joined)
 
         def gone(subchannel: Subchannel) -> None:
             if (callback := tell()) is not None:
                 callback(subchannel)
 
+        def came(joined: tuple[Subchannel, ...], peers: tuple[Subchannel, ...], members: int) -> None:
+            if (callback := tell_joined()) is not None:
+                callback(joined, peers, members)
+
         balancer.on_removed(gone)
+        balancer.on_joined(came)
         if seed is not None:
             balancer.recall(seed)
         watch = self._watch(runtime, balancer)

@@ -109,6 +109,7 @@ class _Pool:
                 return None
         if handle not in self._identities:
             handle.on_removed(self._removed)  # first: another thread goes on as soon as it finds the identity
+            handle.on_joined(self._joined)
             self._identities[handle] = _identity(handle)
         return handle
 
@@ -117,6 +118,9 @@ class _Pool:
         return exchange.body.can_begin and self._handle is None and self._handle_for(url) is None
 
     def _removed(self, subchannel: Subchannel) -> None:
+        raise NotImplementedError
+
+    def _joined(self, joiners: tuple[Subchannel, ...], peers: tuple[Subchannel, ...], members: int) -> None:
         raise NotImplementedError
 
     def after_fork(self) -> None:
@@ -248,6 +252,11 @@ class MeshPool(_Pool):
             self._engine = self._engine or made
             return self._engine
 
+    def _joined(self, joiners: tuple[Subchannel, ...], peers: tuple[Subchannel, ...], members: int) -> None:
+        engine = self._engine
+        if engine is not None:
+            engine.joined(joiners, peers, members)
+
     def _removed(self, subchannel: Subchannel) -> None:
         engine = self._engine
         if engine is not None:
@@ -349,6 +358,10 @@ class AsyncMeshPool(_Pool):
             self._wire, self._flavour.core, self.original, self._now, loop, self._new_allowance
         )
         return self._engines.setdefault(loop, made)
+
+    def _joined(self, joiners: tuple[Subchannel, ...], peers: tuple[Subchannel, ...], members: int) -> None:
+        for engine in list(self._engines.values()):
+            engine.joined(joiners, peers, members)
 
     def _removed(self, subchannel: Subchannel) -> None:
         for engine in list(self._engines.values()):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -44,6 +44,10 @@ class Engine(Protocol):
 
     def retire(self, subchannel: Subchannel) -> None:
         """The endpoint left: idle connections close now, busy ones when their request ends. From any thread."""
+        ...
+
+    def joined(self, joiners: Sequence[Subchannel], peers: Sequence[Subchannel], members: int) -> None:
+        """Endpoints joined ``peers``; there are ``members`` now. From any thread."""
         ...
 
     def pool_count(self) -> int:
@@ -101,6 +105,9 @@ class _Pools:
         self._to_evict: list[Any] = []
         #: Bodies that were thrown away unfinished: their connections must close.
         self.unread: deque[Any] = deque()
+
+    def joined(self, joiners: Sequence[Subchannel], peers: Sequence[Subchannel], members: int) -> None:
+        """Nothing is opened ahead: httpcore opens a connection with the request that needs it."""
 
     def pool_count(self) -> int:
         return sum(len(pools) for pools in list(self._pools.values()))

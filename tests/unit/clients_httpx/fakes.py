@@ -40,6 +40,7 @@ class FakeHandle:
         self.refusals = 0
         self.subchannels: dict[tuple[str, int], Subchannel] = {}
         self._listeners: list[weakref.WeakMethod[Callable[[Subchannel], None]]] = []
+        self._joiners: list[weakref.WeakMethod[Callable[..., None]]] = []
         self.replace(endpoints)
 
     def replace(self, endpoints: Iterable[tuple[str, int]]) -> None:
@@ -54,6 +55,10 @@ class FakeHandle:
         self._picker = BUILDER.build(
             tuple(self.subchannels.values()), BUILDER.parse_config({}, "test"), context
         )
+        joined = tuple(self.subchannels[key] for key in wanted if key not in before)
+        for joiner in self._joiners if joined and before else ():
+            if (tell := joiner()) is not None:
+                tell(joined, tuple(before.values()), len(self.subchannels))
         for key, gone in before.items():
             if key not in self.subchannels:
                 gone.removed = True
@@ -93,6 +98,9 @@ class FakeHandle:
 
     def on_removed(self, callback: Callable[[Subchannel], None]) -> None:
         self._listeners.append(weakref.WeakMethod(callback))
+
+    def on_joined(self, callback: Callable[..., None]) -> None:
+        self._joiners.append(weakref.WeakMethod(callback))
 
     def _pick(self, exclude: Set[Subchannel]) -> Lease | None:
         if self.error is not None:

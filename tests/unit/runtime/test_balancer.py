@@ -106,6 +106,26 @@ def test_state_of_an_endpoint_survives_a_change_of_the_others() -> None:
     assert after["10.0.0.2"].joined_at == float("-inf")
 
 
+def test_joiners_are_told_with_their_peers_before_those_that_leave() -> None:
+    """The first set has no peers; later ones name the joiners, the members before, and how many there are."""
+    bench = Bench()
+    told: list[object] = []
+
+    def names(subchannels: Sequence[Subchannel]) -> list[str]:
+        return [subchannel.endpoint.address for subchannel in subchannels]
+
+    bench.balancer.on_joined(
+        lambda joined, peers, members: told.append((names(joined), names(peers), members))
+    )
+    bench.balancer.on_removed(lambda subchannel: told.append(subchannel.endpoint.address))
+    bench.balancer.apply(orders("10.1.0.1:80", "10.1.0.2:80"))
+    assert told == []
+    bench.balancer.apply(orders("10.1.0.2:80", "10.1.0.3:80"))
+    assert told == [(["10.1.0.3"], ["10.1.0.1", "10.1.0.2"], 2), "10.1.0.1"]
+    bench.balancer.apply(orders("10.1.0.2:80"))
+    assert told[2:] == ["10.1.0.3"]
+
+
 def test_the_same_address_under_a_new_pod_uid_is_another_endpoint() -> None:
     """A reused pod address starts with fresh state, and the old one's connections are given up."""
     bench = Bench()

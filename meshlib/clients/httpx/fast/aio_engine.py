@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,7 +20,10 @@ from meshlib.clients.httpx.fast.free_list import OPEN, FreeList
 from meshlib.clients.httpx.fast.request import request_head
 from meshlib.clients.httpx.fast.response import Response
 from meshlib.clients.httpx.fast.slots import Slots
+from meshlib.clients.httpx.fast.warmers import AioWarmer, Key
 from meshlib.clients.httpx.outgoing import Outgoing
+from meshlib.clients.httpx.warming import MANY, RECENT, TIMEOUT
+from meshlib.model.endpoint import Endpoint
 from meshlib.pickers.subchannel import Subchannel
 
 
@@ -61,6 +64,7 @@ class AioFastEngine:
         self._slots = Slots(self._settings, now, nullcontext)
         #: Bodies that were thrown away unfinished: their connections must close.
         self.unread: deque[Any] = deque()
+        self._warmer = AioWarmer(loop, self.open_ahead)
         self._inherited = False  #: by a fork: the connections, and the loop's epoll, are the parent's too
 
     def pool_count(self) -> int:
@@ -116,11 +120,7 @@ class AioFastEngine:
             slot.session = connection.transport.get_extra_info("ssl_object").session
         if connection not in slot.busy:  # the client was closed meanwhile
             return
-        expiry = self._slots.expiry
-        connection.expires_at = self._now() + expiry if expiry is not None else float("inf")
-        if slot.give_back(connection):
-            self._slots.note_idle(slot)
-        else:
+        if not self._slots.rest(connection, slot):
             self._dispose([connection])
 
     def lost(self, connection: AioConnection) -> None:
@@ -176,9 +176,11 @@ class AioFastEngine:
                 raise
 
     def _retire(self, subchannel: Subchannel) -> None:
+        self._warmer.left(subchannel)
         self._drain(self._slots.forget(subchannel))
 
     def _drain_all(self) -> None:
+        self._warmer.stop()
         self._drain(self._slots.forget_all())
 
     def _drain(self, slots: list[FreeList]) -> None:
@@ -187,6 +189,7 @@ class AioFastEngine:
             self._dispose(slot.take_idle())
 
     def _close_all(self) -> None:
+        self._warmer.stop()
         for slot in self._slots.forget_all():
             slot.keep = 0
             self._dispose(slot.take_idle())
@@ -231,29 +234,70 @@ class AioFastEngine:
             while not (counted := self.allowance.take()):
                 if not self._evict() and not await self._other.evict():
                     raise self.allowance.exhausted(self._core)
-            context: Any = None
-            if out.secure:
-                context = self._settings["ssl_context"] or self._core.default_ssl_context()
-                context.set_alpn_protocols(["http/1.1"])
-                context = resuming(self.loop, context, slot.session)
-            endpoint = step.lease.endpoint
-            connection = await dial(
-                self._core,
-                lambda: AioConnection(self._core, self.loop, slot, self),
-                self._settings,
-                (endpoint.address, endpoint.port),
-                context,
-                out.tls_name,
-                out.connect_timeout,
-            )
-            connection.secure = out.secure
-            slot.opened(connection)
-            return connection
+            return await self._dial(slot, step.lease.endpoint, out.tls_name, out.connect_timeout)
         except BaseException:
-            slot.freed()
-            if counted:
-                self.allowance.give_back()
+            self._not_opened(slot, counted)
             raise
+
+    async def _dial(
+        self, slot: FreeList, endpoint: Endpoint, tls_name: str, timeout: float | None
+    ) -> AioConnection:
+        context: Any = None
+        if tls_name:
+            context = self._settings["ssl_context"] or self._core.default_ssl_context()
+            context.set_alpn_protocols(["http/1.1"])
+            context = resuming(self.loop, context, slot.session)
+        connection = await dial(
+            self._core,
+            lambda: AioConnection(self._core, self.loop, slot, self),
+            self._settings,
+            (endpoint.address, endpoint.port),
+            context,
+            tls_name,
+            timeout,
+        )
+        connection.secure = bool(tls_name)
+        slot.opened(connection)
+        return connection
+
+    def _not_opened(self, slot: FreeList, counted: bool) -> None:
+        slot.freed()
+        if counted:
+            self.allowance.give_back()
+
+    def joined(self, joiners: Sequence[Subchannel], peers: Sequence[Subchannel], members: int) -> None:
+        """As in SyncFastEngine, in tasks of the loop. From any thread."""
+        if members <= MANY:
+            self._on_loop(self._joined, joiners, peers, members)
+
+    def _joined(self, joiners: Sequence[Subchannel], peers: Sequence[Subchannel], members: int) -> None:
+        self._warmer.joined(joiners, self._slots.used_since(self._now() - RECENT, peers), members)
+
+    async def open_ahead(self, key: Key, want: int) -> bool:
+        """As in SyncFastEngine."""
+        subchannel, tls_name = key
+        slot = self._slots.find(subchannel, tls_name, True)
+        if self._inherited or not slot.take_ahead(want):
+            return False
+        counted = self.allowance.take_ahead()
+        if not counted:
+            self._not_opened(slot, counted)
+            return False
+        try:
+            connection = await self._dial(slot, subchannel.endpoint, tls_name, TIMEOUT)
+        except (self._core.ConnectError, self._core.ConnectTimeout):
+            self._not_opened(slot, counted)
+            return False
+        except BaseException:
+            self._not_opened(slot, counted)
+            raise
+        if connection.lost:
+            self._lose(connection)
+            return False
+        kept = self._slots.rest(connection, slot)
+        if not kept:
+            self._dispose([connection])
+        return kept
 
     def _evict(self) -> bool:
         """Close an idle connection to make room. False: all are busy."""

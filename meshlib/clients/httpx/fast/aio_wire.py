@@ -37,6 +37,7 @@ class AioConnection(asyncio.Protocol):
         "_waiter",
         "engine",
         "expires_at",
+        "idle_since",
         "lost",
         "reply",
         "secure",
@@ -52,7 +53,7 @@ class AioConnection(asyncio.Protocol):
         self.engine = engine
         self.reply = ReplyParser(core.RemoteProtocolError)
         self.transport: Any = None
-        self.expires_at = 0.0
+        self.expires_at = self.idle_since = 0.0
         self.secure = False  #: over TLS
         self.serving = False  #: a request is on it
         self.lost = False  #: closed, by whomever

@@ -55,6 +55,23 @@ class FreeList:
             return OPEN
         return None
 
+    def take_ahead(self, want: int) -> bool:
+        """A place for a connection that nobody waits for: only for the first ``want``, and while half of the places
+        stay free, so that no request ever waits for one."""
+        if not self.keep or self.taken >= want or 2 * (self.taken + 1) > self.limit:
+            return False
+        self.taken += 1
+        return True
+
+    def used_since(self, then: float) -> int:
+        """Connections that are busy, being opened, or became idle later than ``then``."""
+        old = 0
+        for connection in self.idle:  # oldest left
+            if connection.idle_since > then:
+                break
+            old += 1
+        return self.taken - old
+
     def opened(self, connection: Any) -> None:
         """What OPEN was answered with."""
         self.busy.add(connection)

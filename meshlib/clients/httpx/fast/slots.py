@@ -6,7 +6,7 @@ Dictionaries are only used through single operations that are atomic with and wi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from meshlib.clients.httpx.fast.free_list import FreeList
@@ -16,6 +16,9 @@ from meshlib.pickers.subchannel import Subchannel
 SWEEP_STEP = 4
 #: A sweep begins at most this often, seconds, however short keepalive_expiry is.
 SWEEP_PAUSE = 1.0
+
+_NEVER = float("inf")
+_NOTHING: Mapping[str, FreeList] = {}
 
 
 class Slots:
@@ -63,6 +66,25 @@ class Slots:
                 self.forget(subchannel)
                 slot.keep = 0
         return slot
+
+    def used_since(self, then: float, peers: Sequence[Subchannel]) -> dict[str, list[int]]:
+        """By TLS name, how many connections of each peer recent requests used."""
+        found: dict[str, list[int]] = {}
+        for peer in peers:
+            for name, slot in list(self._lists.get(peer, _NOTHING).items()):
+                with slot.lock:
+                    used = slot.used_since(then)
+                found.setdefault(name, []).append(used)
+        return {name: counts + [0] * (len(peers) - len(counts)) for name, counts in found.items()}
+
+    def rest(self, connection: Any, slot: FreeList) -> bool:
+        """Put a good connection back (holding the list's lock). False: close it."""
+        connection.idle_since = now = self._now()
+        connection.expires_at = now + self.expiry if self.expiry is not None else _NEVER
+        kept = slot.give_back(connection)
+        if kept:
+            self.note_idle(slot)
+        return kept
 
     def forget(self, subchannel: Subchannel) -> list[FreeList]:
         """The endpoint left. The caller closes what is idle."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from meshlib.clients.httpx import wire
@@ -19,7 +19,10 @@ from meshlib.clients.httpx.fast.slots import Slots
 from meshlib.clients.httpx.fast.sync_dial import dial, wrap_tls
 from meshlib.clients.httpx.fast.sync_stream import SyncStream
 from meshlib.clients.httpx.fast.sync_wire import SyncConnection
+from meshlib.clients.httpx.fast.warmers import Key, SyncWarmer
 from meshlib.clients.httpx.outgoing import Outgoing
+from meshlib.clients.httpx.warming import MANY, RECENT, TIMEOUT
+from meshlib.model.endpoint import Endpoint
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.primitives import new_lock
 
@@ -56,6 +59,7 @@ class SyncFastEngine:
         self._now = now
         self._slots = Slots(self._settings, now, new_lock)
         self._context = self._settings["ssl_context"]
+        self._warmer = SyncWarmer(self.open_ahead)
         #: Bodies that were thrown away unfinished: their connections must close.
         self.unread: deque[Any] = deque()
         self._inherited = False  #: by a fork: the connections are the parent's
@@ -105,18 +109,12 @@ class SyncFastEngine:
             self._lose(connection)
             return
         slot: FreeList = connection.slot
-        if self._slots.expiry is not None:
-            connection.expires_at = self._now() + self._slots.expiry
-        else:
-            connection.expires_at = float("inf")
         if slot.session is None and isinstance(connection.sock, ssl.SSLSocket):
             slot.session = connection.sock.session
         with slot.lock:
             if connection not in slot.busy:  # the client was closed meanwhile
                 return
-            kept = slot.give_back(connection)
-            if kept:
-                self._slots.note_idle(slot)
+            kept = self._slots.rest(connection, slot)
         if not kept:
             self._dispose([connection])
 
@@ -138,16 +136,19 @@ class SyncFastEngine:
             self._other.reclaim(body)
 
     def retire(self, subchannel: Subchannel) -> None:
+        self._warmer.left(subchannel)
         self._drain(self._slots.forget(subchannel))
         self._other.retire(subchannel)
 
     def drain(self) -> None:
         """Retire all endpoints: requests in flight finish."""
+        self._warmer.stop()
         self._drain(self._slots.forget_all())
         self._other.drain()
 
     def close(self) -> None:
         """Close all connections, those of requests in flight too (as httpcore's pool does)."""
+        self._warmer.stop()
         for slot in self._slots.forget_all():
             with slot.lock:
                 slot.keep = 0
@@ -209,30 +210,69 @@ class SyncFastEngine:
             while not (counted := self.allowance.take()):
                 if not self._evict() and not self._other.evict():
                     raise self.allowance.exhausted(self._core)
-            endpoint, settings = step.lease.endpoint, self._settings
-            timeout = out.connect_timeout
-            sock: Any = dial(
-                self._core,
-                endpoint.address,
-                endpoint.port,
-                settings["local_address"],
-                settings["socket_options"],
-                timeout,
-            )
-            if out.secure:
-                context = self._context or self._core.default_ssl_context()
-                context.set_alpn_protocols(["http/1.1"])
-                sock = wrap_tls(self._core, sock, context, out.tls_name, timeout, slot.session)
-            connection = SyncConnection(self._core, sock, slot)
-            with slot.lock:
-                slot.opened(connection)
-            return connection
+            return self._dial(slot, step.lease.endpoint, out.tls_name, out.connect_timeout)
         except BaseException:
-            with slot.lock:
-                slot.freed()
-            if counted:
-                self.allowance.give_back()
+            self._not_opened(slot, counted)
             raise
+
+    def _dial(
+        self, slot: FreeList, endpoint: Endpoint, tls_name: str, timeout: float | None
+    ) -> SyncConnection:
+        settings = self._settings
+        sock: Any = dial(
+            self._core,
+            endpoint.address,
+            endpoint.port,
+            settings["local_address"],
+            settings["socket_options"],
+            timeout,
+        )
+        if tls_name:
+            context = self._context or self._core.default_ssl_context()
+            context.set_alpn_protocols(["http/1.1"])
+            sock = wrap_tls(self._core, sock, context, tls_name, timeout, slot.session)
+        connection = SyncConnection(self._core, sock, slot)
+        with slot.lock:
+            slot.opened(connection)
+        return connection
+
+    def _not_opened(self, slot: FreeList, counted: bool) -> None:
+        with slot.lock:
+            slot.freed()
+        if counted:
+            self.allowance.give_back()
+
+    def joined(self, joiners: Sequence[Subchannel], peers: Sequence[Subchannel], members: int) -> None:
+        """Endpoints joined: open connections ahead, in the background, as ``warming`` decides."""
+        if members <= MANY:
+            self._warmer.joined(joiners, self._slots.used_since(self._now() - RECENT, peers), members)
+
+    def open_ahead(self, key: Key, want: int) -> bool:
+        """Open an idle connection unless there are ``want`` already. A failure is left to the request that needs one,
+        which tries again and reports."""
+        subchannel, tls_name = key
+        slot = self._slots.find(subchannel, tls_name, True)
+        with slot.lock:
+            if self._inherited or not slot.take_ahead(want):
+                return False
+        counted = False
+        try:
+            counted = self.allowance.take_ahead()
+            if not counted:
+                self._not_opened(slot, counted)
+                return False
+            connection = self._dial(slot, subchannel.endpoint, tls_name, TIMEOUT)
+        except (self._core.ConnectError, self._core.ConnectTimeout):
+            self._not_opened(slot, counted)
+            return False
+        except BaseException:
+            self._not_opened(slot, counted)
+            raise
+        with slot.lock:
+            kept = connection not in slot.busy or self._slots.rest(connection, slot)
+        if not kept:
+            self._dispose([connection])
+        return kept
 
     def _evict(self) -> bool:
         """Close an idle connection to make room. False: all are busy."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 from typing import Any
 
 from meshlib.clients.httpx.fast.reply import ReplyParser
@@ -31,20 +32,32 @@ def is_readable(sock: socket.socket) -> bool:
 class SyncConnection:
     """Used by one thread at a time; ``close`` may come from any. Raises httpcore's exceptions."""
 
-    __slots__ = ("_core", "_error", "_timeout", "expires_at", "reply", "slot", "sock")
+    __slots__ = ("_core", "_error", "_timeout", "expires_at", "idle_since", "reply", "slot", "sock")
 
     def __init__(self, core: Any, sock: socket.socket, slot: Any) -> None:
         self._core = core
         self.sock = sock
         self.slot = slot
         self.reply = ReplyParser(core.RemoteProtocolError)
-        self.expires_at = 0.0
+        self.expires_at = self.idle_since = 0.0
         self._timeout: float | None = -1.0  # not known yet
         self._error: Exception | None = None  #: to be raised when everything that came was taken
 
     def is_dead(self) -> bool:
-        """Asked while idle: anything to read can only be the end, or what nobody asked for."""
-        return is_readable(self.sock)
+        """Asked while idle: anything to read can only be the end, or what nobody asked for, or TLS's own: the tickets
+        of a session come after the handshake, and a connection that was opened ahead has read nothing since."""
+        if not is_readable(self.sock):
+            return False
+        if not isinstance(self.sock, ssl.SSLSocket):
+            return True
+        try:
+            self._set_timeout(0)
+            self.sock.recv(1)
+        except ssl.SSLWantReadError:
+            return False
+        except OSError:
+            pass  # reset: dead as well
+        return True
 
     def write(self, data: bytes, timeout: float | None) -> None:
         """``timeout``: seconds, for each piece that the kernel takes, as httpcore counts it."""
