@@ -27,10 +27,11 @@ SERVICES: dict[str, Callable[[str, int], Any]] = {"orders": HttpPod, "quotes": G
 NOTICED_AFTER = 0.5
 #: How long a pod is sick, seconds.
 SICK_FOR = 2.0
-#: Out of so many changes one is a storm (a third of the pods replaced at once), another one ends all watches; out of
-#: so many the API server forgets its history once. Etcd is compacted every five minutes; who lists again and again
-#: backs off, and would not know the pods of the moment for half a minute.
-RARELY, SELDOM = 60, 600
+#: Out of so many changes one is a storm: a third of the pods replaced at once.
+RARELY = 60
+#: Out of so many one ends all watches, and every second time the API server has forgotten its history by then. In two
+#: minutes a client forgives such a trouble; one after the other would make it back off, with old news for its set.
+SELDOM = 600
 
 
 class Cluster:
@@ -98,8 +99,8 @@ class _Churn:
                 for _ in range(len(self.pods[service]) // 3):
                     await self._replace(service)
                 self._publish(service)
-        elif self.changes % RARELY == RARELY // 2:
-            if self.changes % SELDOM == RARELY // 2:
+        elif self.changes % SELDOM == RARELY // 2:
+            if self.changes % (2 * SELDOM) == RARELY // 2:
                 self.server.compact()
             self.server.end_watches()
             self.server.requests.clear()
