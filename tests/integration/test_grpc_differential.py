@@ -215,6 +215,15 @@ SYNC: dict[str, Callable[[Any], Any]] = {
         c.unary_stream(M + "count")(b"3", compression=grpc.Compression.Deflate, timeout=10)
     ),
     "bad metadata": lambda c: c.unary_unary(M + "echo")(b"x", metadata=(("NOT ALLOWED", "v"),)),
+    "bad metadata of a future": lambda c: told(
+        c.unary_unary(M + "echo").future(b"x", metadata=(("NOT ALLOWED", "v"),)).exception(10)
+    ),
+    "bad metadata of a stream": lambda c: list(
+        c.unary_stream(M + "count")(b"3", metadata=(("NOT ALLOWED", "v"),))
+    ),
+    "serializer fails of a future": lambda c: c.unary_unary(M + "echo", identity_or_raise, None).future(
+        b"bad"
+    ),
     "serializer fails": lambda c: c.unary_unary(M + "echo", identity_or_raise, None)(b"bad"),
     "serializer fails in a stream": lambda c: c.unary_stream(M + "count", identity_or_raise, None)(b"bad"),
     "deserializer fails": lambda c: c.unary_unary(M + "echo", None, lambda raw: 1 / 0)(b"x"),

@@ -207,7 +207,10 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
         try:
             return self._launch(lease, remaining)
         except ValueError as error:
-            raise MeshRpcError(grpc.StatusCode.CANCELLED, CLOSED_DETAILS, error) from error
+            if self._owner.closed.is_set():
+                raise MeshRpcError(grpc.StatusCode.CANCELLED, CLOSED_DETAILS, error) from error
+            # What grpc says at once to a call that it gets at once, such as to metadata that it does not allow.
+            raise MeshRpcError(grpc.StatusCode.INTERNAL, str(error), error) from error
         except grpc.RpcError as error:
             raise MeshRpcError(error.code(), error.details() or str(error), error) from error
 
