@@ -132,6 +132,9 @@ class _StreamResponse(_Call):
                     if not self._sampled:
                         self._sample()
                     yield response
+            except asyncio.CancelledError:
+                self.cancel()  # grpc does so in all waits but one, that for the request to be sent
+                raise
             except grpc.RpcError:
                 if self._progress.decides(call):
                     raise
@@ -143,6 +146,9 @@ class _StreamResponse(_Call):
             call = await self._deciding()
             try:
                 response = await call.read()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
             except grpc.RpcError:
                 if self._progress.decides(call):
                     raise
