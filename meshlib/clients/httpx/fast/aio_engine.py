@@ -256,7 +256,10 @@ class AioFastEngine:
             tls_name,
             timeout,
         )
-        connection.secure = bool(tls_name)
+        if tls_name:
+            connection.secure = True
+            if not connection.transport.get_extra_info("ssl_object").session_reused:
+                slot.session = None  # as in SyncFastEngine
         slot.opened(connection)
         return connection
 
