@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -608,60 +610,69 @@ def test_rolling_restart_loses_no_call(mesh: Shop, backends: Backends) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 def test_both_sides_of_a_fork_go_on(mesh: Shop, tmp_path: Any) -> None:
-    """After a fork the child calls over channels of its own, and the parent's go on working."""
-    import subprocess
-    import sys
-
+    """Calls of every kind: after a fork the children make them over channels of their own, and the parent's go on
+    working, a stream included that was open at the fork."""
     # A program of its own: forking the test process would take the servers' threads with it.
     program = tmp_path / "forks.py"
     program.write_text(_FORKING)
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=90)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    command = [sys.executable, str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "child 50 parent 100" in done.stdout
+    assert done.stdout.split() == ["parent", "20", "999", "children", "20", "20"]
 
 
-_FORKING = '''
-import os, subprocess, sys, warnings
+_FORKING = """
+import os, warnings
 warnings.simplefilter("ignore")
-SERVER = """
-import grpc, sys
-from concurrent.futures import ThreadPoolExecutor
-handler = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
-server = grpc.server(ThreadPoolExecutor(4))
-server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", {"UnaryUnary": handler}),))
-port = server.add_insecure_port("127.0.0.1:0")
-server.start()
-print(port, flush=True)
-sys.stdin.read()
-"""
-servers = [subprocess.Popen([sys.executable, "-c", SERVER], stdin=-1, stdout=-1, text=True) for _ in range(2)]
-ports = [server.stdout.readline().strip() for server in servers]
 import meshlib.grpc
 from meshlib.runtime.mesh import Mesh
-mesh = Mesh()
-channel = meshlib.grpc.insecure_channel("static:///" + ",".join(f"127.0.0.1:{p}" for p in ports), mesh=mesh)
-call = channel.unary_unary("/test.Echo/UnaryUnary")
-assert all(call(b"%d" % n, timeout=20) == b"%d" % n for n in range(50))
-reader, writer = os.pipe()
-child = os.fork()
-if child == 0:
-    code = 1
-    try:
-        good = sum(call(b"c%d" % n, timeout=20) == b"c%d" % n for n in range(50))
-        os.write(writer, b"%d" % good)
-        code = 0
-    finally:
-        os._exit(code)
-good = 50 + sum(call(b"p%d" % n, timeout=20) == b"p%d" % n for n in range(50))
-_, status = os.waitpid(child, 0)
-assert status == 0, status
-print("child", os.read(reader, 10).decode(), "parent", good)
-channel.close()
-mesh.close()
-for server in servers:
-    server.stdin.close()
-    server.wait(10)
-'''
+from tests.components.grpc_fast import METHODS, serving
+
+with serving(3) as addresses:
+    mesh = Mesh()
+    channel = meshlib.grpc.insecure_channel("static:///" + ",".join(addresses), mesh=mesh)
+    unary, responses, requests, both = (
+        getattr(channel, kind)(METHODS[kind])
+        for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+    )
+
+    def work(name):
+        good = 0
+        for number in range(20):
+            message = b"%s%d" % (name, number)
+            good += (
+                unary(message, timeout=20) == message
+                and unary.future(message, timeout=20).result() == message
+                and list(responses(b"5", timeout=20)) == [b"x"] * 5
+                and requests(iter([message] * 2), timeout=20) == b"2"
+                and list(both(iter([message]), timeout=20)) == [message]
+            )
+        return good
+
+    assert work(b"before") == 20
+    open_at_the_fork = responses(b"1000", timeout=60)
+    next(open_at_the_fork)
+    children = []
+    for number in range(2):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.write(writer, b"%d" % work(b"child%d" % number))
+                code = 0
+            finally:
+                os._exit(code)
+        children.append((child, reader))
+    print("parent", work(b"parent"), len(list(open_at_the_fork)), "children")
+    for child, reader in children:
+        _, status = os.waitpid(child, 0)
+        assert status == 0, status
+        print(os.read(reader, 10).decode())
+    channel.close()
+    mesh.close()
+"""
 
 
 # -- hash keys, and coming to an end ---------------------------------------------------------------------------------
@@ -726,9 +737,6 @@ def _established(line: str, port: int) -> bool:
 
 def test_exit_does_not_wait_for_calls(tmp_path: Any) -> None:
     """A program that ends with calls pending of every kind ends at once, with its own exit code and no traceback."""
-    import subprocess
-    import sys
-
     program = tmp_path / "exits.py"
     program.write_text(_EXITING)
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60)
