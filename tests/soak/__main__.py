@@ -1,7 +1,7 @@
 """``make soak``: churn for ten minutes; memory, threads and descriptors must stay flat.
 
     python -m tests.soak                    ten minutes, 200 endpoints
-    python -m tests.soak --seconds 60       less
+    python -m tests.soak --seconds 60       less: with fewer pods, or connections are still being opened at the end
 
 Exits with 1 when something grew, when an answer went to the wrong caller, when too many requests failed, or when
 something was left behind at the end.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class Outcome:
         ]
         tally = self.tally
         found += tally.wrong[:5]
-        found += [f"a worker ended: {error!r}" for error in tally.broken]
+        found += [f"a worker ended: {''.join(traceback.format_exception(error))}" for error in tally.broken]
         failed, fine = sum(tally.errors.values()), sum(tally.fine.values())
         if failed > FAILED_SHARE * (failed + fine):
             found.append(f"{failed} of {failed + fine} requests failed: {dict(tally.errors)}")
@@ -113,9 +114,10 @@ def _amount(name: str, value: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--pods", type=int, default=PODS, help="of each of the two Services")
     options = parser.parse_args()
-    print(f"{PODS * len(SERVICES)} endpoints, {options.seconds:.0f} s")
-    outcome = soak(options.seconds, lambda line: print(line, flush=True))
+    print(f"{options.pods * len(SERVICES)} endpoints, {options.seconds:.0f} s")
+    outcome = soak(options.seconds, lambda line: print(line, flush=True), options.pods)
     print("\nanswers: " + ", ".join(f"{kind} {count}" for kind, count in outcome.tally.fine.most_common()))
     print("errors:  " + ", ".join(f"{kind} {count}" for kind, count in outcome.tally.errors.most_common()))
     for trend in outcome.trends:
