@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from meshlib.clients.grpc.attempts import LONGEST_PAUSE, Attempts
+from meshlib.clients.grpc.attempts import LONGEST_PAUSE, OPEN_PATIENCE, SHORT_PATIENCE, Attempts
 from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
 from meshlib.model.endpoint import Endpoint
 from meshlib.pickers.subchannel import Subchannel
@@ -133,3 +133,48 @@ def test_remaining() -> None:
     clock = Clock()
     assert attempts(Handle(0), clock).remaining() is None
     assert attempts(Handle(0), clock, deadline=103.5).remaining() == pytest.approx(3.5)
+
+
+def test_patience_is_a_share_of_what_is_left() -> None:
+    """Half of the rest each time, little while somebody else is connected, bounded without a deadline."""
+    clock = Clock()
+    course = attempts(Handle(2), clock, deadline=104.0)
+    assert course.patience(others=False) == pytest.approx(2.0)
+    assert course.patience(others=True) == SHORT_PATIENCE
+    clock.now = 103.9
+    assert course.patience(others=True) == pytest.approx(0.05)
+    clock.now = 104.5
+    assert course.patience(others=False) < 0
+    assert attempts(Handle(1), clock).patience(others=False) == OPEN_PATIENCE
+
+
+def test_silent_endpoints_get_a_last_chance_after_all_others() -> None:
+    """Each is left once; then one of the silent, not of those that refused, has the rest of the time."""
+    handle = Handle(3)
+    silent, refusing, dark = handle.subchannels
+    course = attempts(handle)
+    lease = course.after_silence(silent)
+    assert lease is not None
+    assert lease.subchannel is refusing
+    lease = course.after_refusal(refusing)
+    assert lease is not None
+    assert lease.subchannel is dark
+    assert not course.last_chance
+    lease = course.after_silence(dark)
+    assert lease is not None
+    assert course.last_chance
+    assert lease.subchannel is silent
+
+
+def test_a_refusal_after_silence_comes_before_the_service_address() -> None:
+    """The silent one may be about to connect; only when it refuses, too, the Service address is asked."""
+    handle = Handle(2, service=True)
+    silent, refusing = handle.subchannels
+    course = attempts(handle)
+    course.after_silence(silent)
+    lease = course.after_refusal(refusing)
+    assert lease is not None
+    assert lease.subchannel is silent
+    lease = course.after_refusal(silent)
+    assert lease is not None
+    assert lease.subchannel is handle.service

@@ -52,6 +52,33 @@ def test_draining_closes_after_the_last_call() -> None:
     assert not transport.begin()
 
 
+def test_a_call_and_a_drain_at_the_same_moment() -> None:
+    """Eight threads begin and end calls while another drains: no call runs on a closed channel; it closes once."""
+    with ThreadPoolExecutor(9) as threads:
+        for _ in range(100):
+            shut: list[Transport] = []
+            _, transport = made(shut)
+            start = threading.Barrier(9)
+
+            def calls(transport: Transport = transport, shut: Any = shut, start: Any = start) -> bool:
+                start.wait()
+                good = True
+                while transport.begin():
+                    good = good and not shut
+                    transport.end()
+                return good
+
+            def drain(transport: Transport = transport, start: Any = start) -> None:
+                start.wait()
+                transport.drain()
+
+            results = [threads.submit(calls) for _ in range(8)]
+            threads.submit(drain).result(20)
+            assert all(result.result(20) for result in results)
+            assert shut == [transport]
+            assert transport.calls == 0
+
+
 def test_idle_transport_closes_at_once() -> None:
     """Nothing in flight: drain closes."""
     shut: list[Transport] = []
