@@ -81,6 +81,7 @@ def test_one_context_for_all_endpoints(backends: Backends, asynchronous: bool) -
     made: list[int] = []
 
     def count() -> None:
+        gc.collect()
         made.append(sum(isinstance(thing, ssl.SSLContext) for thing in gc.get_objects()))
 
     found = resumed(backends, servers, asynchronous, {1: count, 6: count})
