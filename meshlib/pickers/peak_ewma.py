@@ -152,7 +152,9 @@ class PeakEwma(TwoChoicesPicker):
         if len(members) > PEERS:
             members = tuple(members[floor(random() * len(members))] for _ in range(PEERS))
         latencies = sorted(m.ewma * exp(min(0.0, m.ewma_at - now) / DECAY) for m in members if m.ewma >= 0.0)
-        latency = latencies[(len(latencies) - 1) // 2] if latencies else known
+        if not latencies:
+            return known  # the caller's, and not to be remembered: the next one may know another, or none
+        latency = latencies[(len(latencies) - 1) // 2]
         self._median = (latency, now)
         return latency
 

@@ -253,3 +253,17 @@ def test_hung_endpoint_is_not_flooded() -> None:
         member.observe(0.0, 0.01)
     counted = simulate(picker, answer, random, rate=200, start=10, end=40)
     assert share(counted, members[0]) < 0.02
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_sample_right_after_a_look_at_peers_that_had_none(seed: int) -> None:
+    """A median of nothing is not remembered: the picks that follow compare with the sample that came meanwhile."""
+    members = subchannels(3)
+    picker = build(BUILDER, {}, members, seed=seed)
+    retried = picker.pick(PickInfo(now=1.0, exclude={members[0]}))  # looks for a median, and there is none
+    assert retried is not None
+    members[0].observe(1.01, 0.005)
+    for _ in range(50):
+        picked = picker.pick(PickInfo(now=1.02))
+        assert picked is not None
+        picked.end()
