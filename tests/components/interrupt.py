@@ -11,6 +11,7 @@ blocking call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from typing import Any, Generic, Literal, TypeVar
@@ -33,22 +34,22 @@ class _Steps(Generic[T]):
         self.waits = 0
 
     def __await__(self) -> Generator[Any, Any, T]:
-        step: Callable[[], Any] = lambda: self._work.send(None)  # noqa: E731 - replaced at each turn
+        value: Any = None
+        error: BaseException | None = None
         while True:
             try:
-                waited = step()
+                waited = self._work.send(value) if error is None else self._work.throw(error)
             except StopIteration as finished:
                 return finished.value  # type: ignore[no-any-return]
+            finally:
+                value = error = None  # an error that holds this frame would keep what the work dropped
             self.waits += 1
             if self.waits == self._nth:
                 self._cancel(waited)
             try:
-                sent = yield waited
-            except BaseException as error:
-                thrown = error
-                step = lambda: self._work.throw(thrown)  # noqa: B023, E731
-            else:
-                step = lambda: self._work.send(sent)  # noqa: B023, E731
+                value = yield waited
+            except BaseException as caught:
+                error = caught
 
     def _cancel(self, waited: Any) -> None:
         task = asyncio.current_task()
@@ -177,6 +178,17 @@ def _blocks(frame: Any, function: Any) -> bool:
         return False
     owner = getattr(function, "__self__", None)
     return type(owner).__module__ in _MODULES or function.__module__ == "time"
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """For a part of the work that another thread does where it is not a test."""
+    profile = sys.getprofile()
+    sys.setprofile(None)
+    try:
+        yield
+    finally:
+        sys.setprofile(profile)
 
 
 def each_block(work: Callable[[], T], *, after: bool) -> Iterator[BlockRun[T]]:

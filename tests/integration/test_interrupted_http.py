@@ -24,7 +24,7 @@ from meshlib.clients.httpx.flavour import load
 from meshlib.clients.httpx.pool import AsyncMeshPool, MeshPool
 from meshlib.pickers.subchannel import Subchannel
 from tests.components.backends import Backends, HttpBackend
-from tests.components.interrupt import Moment, each_block, each_wait
+from tests.components.interrupt import Moment, each_block, each_wait, uninterrupted
 from tests.components.process import free_port
 from tests.unit.clients_httpx.fakes import FakeHandle
 
@@ -81,9 +81,13 @@ class Scene:
 
     def joins(self, *more: tuple[str, int]) -> None:
         """The endpoint leaves and another takes its place: what was connected is closed."""
-        self.handle.replace([])
-        self.handle.replace([*more, (self.server.host, self.server.port)])
-        self.seen.update(self.handle.subchannels.values())
+        self.tell([])
+        self.tell([*more, (self.server.host, self.server.port)])
+
+    def tell(self, endpoints: list[tuple[str, int]]) -> None:
+        with uninterrupted():  # the control thread's work
+            self.handle.replace(endpoints)
+            self.seen.update(self.handle.subchannels.values())
 
     def aio_client(self, **options: Any) -> httpx.AsyncClient:
         transport = httpx.AsyncHTTPTransport(limits=LIMITS, **self.options, **options)
@@ -199,8 +203,7 @@ async def move_on(scene: Scene, client: httpx.AsyncClient) -> None:
 
 
 async def give_up(scene: Scene, client: httpx.AsyncClient) -> None:
-    scene.handle.replace([scene.refusing])
-    scene.seen.update(scene.handle.subchannels.values())
+    scene.tell([scene.refusing])
     try:
         with pytest.raises(httpx.ConnectError):
             await client.get(scene.url)
@@ -304,8 +307,7 @@ def sync_move_on(scene: Scene, client: httpx.Client) -> None:
 
 
 def sync_give_up(scene: Scene, client: httpx.Client) -> None:
-    scene.handle.replace([scene.refusing])
-    scene.seen.update(scene.handle.subchannels.values())
+    scene.tell([scene.refusing])
     try:
         with pytest.raises(httpx.ConnectError):
             client.get(scene.url)

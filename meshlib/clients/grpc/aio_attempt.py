@@ -176,7 +176,10 @@ class AioAttempts:
             return  # released meanwhile, with its loop
         if code is grpc.StatusCode.UNAVAILABLE and self._revocable and not call.cancelled():
             details = at_once(call.details())
-            if is_refusal(code, details, completion.transport.target) and not is_local(details):
+            refused = is_refusal(code, details, completion.transport.target)
+            if refused and is_local(details):
+                completion.done()
+            elif refused:
                 completion.responded(True)
                 completion.done(True)
                 following = self.attempts.after_refusal(completion.lease.subchannel)
@@ -267,7 +270,9 @@ class AioAttempts:
             await call.wait_for_connection()
         except grpc.aio.AioRpcError as error:
             refused = is_refusal(error.code(), error.details(), bound.transport.target)
-            if refused and not is_local(error.details()):
+            if refused and is_local(error.details()):
+                completion.done()
+            elif refused:
                 if gate is not None:
                     gate.settle(False)
                 completion.responded(True)

@@ -167,6 +167,8 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
                 self._attempt = None
                 waiting = self._attempts.next_round()
             if fresh is None and waiting is None:
+                if self._is_local(attempt, code):
+                    attempt.completion.done()
                 attempt.completion.ended(code)
                 callbacks, self._callbacks = self._callbacks, None
                 self._pin.clear()
@@ -181,6 +183,13 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
             return False
         details = attempt.rendezvous.details()
         return is_refusal(code, details, attempt.completion.transport.target) and not is_local(details)
+
+    def _is_local(self, attempt: Attempt, code: grpc.StatusCode | None) -> bool:
+        """Whether the call ends for want of something of our own process: that blames nobody."""
+        if code is not grpc.StatusCode.UNAVAILABLE:
+            return False
+        details = attempt.rendezvous.details()
+        return is_refusal(code, details, attempt.completion.transport.target) and is_local(details)
 
     def _move_on(self, attempt: Attempt) -> Attempt | None:
         """The attempt on the next endpoint, or None; with ``_error`` set when the call has to end otherwise."""
