@@ -239,10 +239,10 @@ class StreamReset:
 def test_a_refused_stream_is_sent_again_and_then_elsewhere(
     handle: FakeHandle, clock: Clock, method: bytes
 ) -> None:
-    """Three more times to the same endpoint, then to another, which takes it; nobody is blamed, nothing is in flight."""
+    """Three more times to the same endpoint, then to another, which takes it; nobody is blamed."""
     outcomes = {ONE[0]: httpcore.RemoteProtocolError(StreamReset(7)), TWO[0]: Reply()}
     run = Run(handle, clock, method=method)
-    response, lease = run(by_address(outcomes))
+    _, lease = run(by_address(outcomes))
     assert run.dialled == [ONE[0]] * 4 + [TWO[0]]
     assert [step.fresh for step in run.steps] == [False, True, True, True, False]
     assert not any(failures(handle).values())
