@@ -64,6 +64,10 @@ bench: ## figures, each against something in the same run
 soak: venv-dev ## ten minutes of churn with 200 endpoints: memory, threads and descriptors must stay flat
 	@GRPC_VERBOSITY=ERROR .venv/bin/python -m tests.soak
 
+.PHONY: versions
+versions: venv-dev ## the clients against the oldest and the newest supported httpx, httpx2 and grpcio
+	@scripts/versions.sh
+
 clean: ## virtual environments and caches of this folder (the built components stay)
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

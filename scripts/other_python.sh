@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# other_python.sh VERSION: the tests that need no servers, on a second Python, where there is one.
+# other_python.sh VERSION: the tests that need no servers, and those of fork and loops, on a second Python, where there is one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 version=$1
@@ -16,6 +16,7 @@ for folder in tests/unit tests/property tests/contract; do
     folders+=("$folder")
   fi
 done
-if [[ ${#folders[@]} == 0 ]]; then exit 0; fi
+# What differs from Python to Python: fork, and how other loops and greenlets live with asyncio.
+folders+=(tests/integration/test_httpx_{fork,loops}.py)
 echo "python $version: ${folders[*]}"
 ".venv-$version/bin/python" -m pytest -q -r fE -p no:cacheprovider -n "${PYTEST_WORKERS:-2}" --dist loadgroup "${folders[@]}"

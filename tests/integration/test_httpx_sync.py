@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -300,6 +301,29 @@ def test_threads_share_a_client_under_churn(backends: Backends) -> None:
     assert sum(subchannel.requests for subchannel in seen) == 400
     assert sum(subchannel.inflight for subchannel in seen) == 0
     assert eventually(lambda: not any(server.connections for server in servers))
+
+
+def test_threads_that_are_interrupted_everywhere(backends: Backends) -> None:
+    """A thread switch at nearly every step, more threads than connections: each gets its own reply, nothing is lost."""
+    servers = backends.http(2)
+    handle = handle_for(servers)
+    limits = httpx.Limits(max_connections=2)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with httpx.Client(transport=sync_transport(handle, limits=limits), timeout=60) as client:
+
+            def work(who: int) -> int:
+                bodies = [f"{who}/{number}".encode() for number in range(25)]
+                return sum(client.post(f"{URL}/echo", content=body).content == body for body in bodies)
+
+            with ThreadPoolExecutor(8) as threads:
+                assert list(threads.map(work, range(8))) == [25] * 8
+            assert max(server.accepted for server in servers) <= 2
+    finally:
+        sys.setswitchinterval(before)
+    assert sum(server.requests for server in servers) == 200
+    assert handle.inflight == 0
 
 
 def test_dropped_response_is_settled(backends: Backends) -> None:
