@@ -231,7 +231,9 @@ class SyncFastEngine:
             context = self._context or self._core.default_ssl_context()
             context.set_alpn_protocols(["http/1.1"])
             sock = wrap_tls(self._core, sock, context, tls_name, timeout, slot.session)
-            if not sock.session_reused:  # too old, or the server has other keys now: the next one is to be kept
+            if (
+                not sock.session_reused
+            ):  # too old, or the server has other keys now: the next one is to be kept
                 slot.session = None
         connection = SyncConnection(self._core, sock, slot)
         with slot.lock:
