@@ -20,6 +20,8 @@ from grpc.aio import UsageError
 from meshlib.runtime.clock import SYSTEM
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from meshlib.clients.grpc.transport import Transport
 
 IDLE, CONNECTING, READY, TRANSIENT_FAILURE, SHUTDOWN = (
@@ -35,9 +37,11 @@ IDLE, CONNECTING, READY, TRANSIENT_FAILURE, SHUTDOWN = (
 
 _CONNECTED: int = READY
 
-#: Seconds of one wait inside core. A change ends it at once; it is this short because threads that wait for the same
-#: channel may be handed each other's news, and so that a close or a cancellation is seen.
-STEP = 0.02
+#: Seconds between two looks of a thread that waits: the first, doubled up to the longest. A connection takes half a
+#: millisecond on loopback. Waiting inside core (``watch_connectivity_state``) needs no looks, but an interrupt there
+#: leaves a watch behind that the channel's ``close()`` waits for, for ever.
+FIRST_PAUSE = 0.0005
+LONGEST_PAUSE = 0.01
 
 
 def state_of(channel: Any) -> Callable[[bool], int]:
@@ -65,20 +69,21 @@ def connected_now(transport: Transport) -> bool:
         return False
 
 
-def reach(transport: Transport, seconds: float, wanted: Callable[[], bool]) -> bool:
+def reach(transport: Transport, seconds: float, closed: Event, alive: Callable[[], bool]) -> bool:
     """Block until there is a connection or a failure that a call would show at once. False: not within ``seconds``.
 
-    ``wanted`` False ends the wait early. So does closing the channel: a call then says so itself.
+    ``closed`` or ``alive`` False ends the wait early.
     """
     until = SYSTEM.now() + seconds
+    pause = FIRST_PAUSE
     try:
-        while undecided(state := transport.look(True)):
+        while undecided(transport.look(True)):
             left = until - SYSTEM.now()
-            if left <= 0 or not wanted():
+            if left <= 0 or not alive() or closed.wait(min(left, pause)):
                 return False
-            transport.channel._channel.watch_connectivity_state(state, SYSTEM.wall() + min(left, STEP))
+            pause = min(pause * 2, LONGEST_PAUSE)
     except ValueError:
-        return True
+        return True  # closed: a call says so itself
     return True
 
 

@@ -76,7 +76,7 @@ def connected(
                 last = transport.draining or attempts.last_chance or isinstance(lease, ServiceLease)
                 if last or patience <= 0:
                     return lease
-                if reach(transport, 0.0 if transport.silent else patience, wanted):
+                if reach(transport, 0.0 if transport.silent else patience, owner.closed, alive):
                     transport.silent = False
                     return lease
                 if attempts.expired():  # core says so, in its own words
