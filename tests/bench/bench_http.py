@@ -17,7 +17,9 @@ from typing import Any
 import aiohttp
 import httpx
 
-from meshlib.clients.httpx.transport import AsyncMeshTransport, MeshTransport
+from meshlib.clients.httpx.cookies import shorten
+from meshlib.clients.httpx.flavour import load
+from meshlib.clients.httpx.wrapping import wrap
 from meshlib.runtime.config import load_config
 from meshlib.runtime.mesh import Mesh
 from tests.bench.plots import plot
@@ -60,12 +62,17 @@ def hosts(count: int) -> list[str]:
     return [f"127.0.{1 + number // 250}.{1 + number % 250}" for number in range(count)]
 
 
-def mesh_for(wire: str) -> Mesh:
-    return Mesh(config=load_config({"wire": wire, "picker": "round_robin"}))
+#: A name of ours, as an application would write it.
+URL = f"http://orders.internal{PATH}"
 
 
 def target(count: int, port: int) -> str:
     return "static:///" + ",".join(f"{host}:{port}" for host in hosts(count))
+
+
+def mesh_for(wire: str, count: int, port: int) -> Mesh:
+    aliases = {"orders.internal": target(count, port)}
+    return Mesh(config=load_config({"wire": wire, "picker": "round_robin", "aliases": aliases}))
 
 
 # sync
@@ -90,10 +97,9 @@ def sync_clients(endpoints: int, port: int) -> Iterator[dict[str, Run]]:
         bare = stack.enter_context(httpx.Client(limits=LIMITS))
         runs = {"httpx": plain_sync(bare, [f"http://{host}:{port}{PATH}" for host in hosts(endpoints)])}
         for wire in WIRES:
-            mesh = stack.enter_context(mesh_for(wire))
-            transport = MeshTransport(target(endpoints, port), mesh=mesh, limits=LIMITS)
-            client = stack.enter_context(httpx.Client(transport=transport))
-            runs[wire] = plain_sync(client, [f"http://orders.shop.svc{PATH}"])
+            mesh = stack.enter_context(mesh_for(wire, endpoints, port))
+            client = wrap(stack.enter_context(httpx.Client(limits=LIMITS)), mesh)
+            runs[wire] = plain_sync(client, [URL])
         for run in runs.values():
             run(endpoints)
         yield runs
@@ -154,12 +160,12 @@ async def aio_clients(port: int) -> AsyncIterator[dict[str, AioRun]]:
         bare = await stack.enter_async_context(httpx.AsyncClient(limits=LIMITS))
         runs = {"httpx": in_tasks(lambda number: bare.get(urls[number % AIO_ENDPOINTS]))}
         for wire in WIRES:
-            mesh = await stack.enter_async_context(mesh_for(wire))
-            transport = AsyncMeshTransport(target(AIO_ENDPOINTS, port), mesh=mesh, limits=LIMITS)
-            client = await stack.enter_async_context(httpx.AsyncClient(transport=transport))
-            runs[wire] = in_tasks(lambda _, client=client: client.get(f"http://orders.shop.svc{PATH}"))
+            mesh = await stack.enter_async_context(mesh_for(wire, AIO_ENDPOINTS, port))
+            client = wrap(await stack.enter_async_context(httpx.AsyncClient(limits=LIMITS)), mesh)
+            runs[wire] = in_tasks(lambda _, client=client: client.get(URL))
         nothing = await stack.enter_async_context(httpx.AsyncClient(transport=Nothing()))
-        runs["nothing"] = in_tasks(lambda _: nothing.get(f"http://orders.shop.svc{PATH}"))
+        shorten(nothing, load())
+        runs["nothing"] = in_tasks(lambda _: nothing.get(URL))
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, use_dns_cache=False))
         )

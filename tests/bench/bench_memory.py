@@ -38,7 +38,7 @@ Note = Callable[[], None]
 
 
 def mesh_sync(wire: str, count: int, port: int, note: Note) -> None:
-    with mesh_for(wire) as mesh:
+    with mesh_for(wire, count, port) as mesh:
         with httpx.Client(transport=MeshTransport(target(count, port), mesh=mesh, limits=LIMITS)) as client:
             mesh.handles[0].acquire(10).done()
             note()
@@ -49,7 +49,7 @@ def mesh_sync(wire: str, count: int, port: int, note: Note) -> None:
 
 def mesh_aio(wire: str, count: int, port: int, note: Note) -> None:
     async def main() -> None:
-        async with mesh_for(wire) as mesh:
+        async with mesh_for(wire, count, port) as mesh:
             transport = AsyncMeshTransport(target(count, port), mesh=mesh, limits=LIMITS)
             async with httpx.AsyncClient(transport=transport) as client:
                 (await mesh.handles[0].acquire_async(10)).done()

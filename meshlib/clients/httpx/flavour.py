@@ -64,7 +64,7 @@ class Flavour:
         method = getattr(kind, "handle_async_request", None) or kind.handle_request
         if _genuine.get(id(method)) is method:
             return False
-        if _is_from(method, self.core):
+        if is_from(method, self.core):
             _genuine[id(method)] = method
             return False
         return True
@@ -82,7 +82,7 @@ class Flavour:
 _genuine: dict[int, object] = {}
 
 
-def _is_from(method: object, library: Any) -> bool:
+def is_from(method: object, library: Any) -> bool:
     """Whether a method is the library's own: by where its code lives, as its names can be copied (functools.wraps)."""
     if type(method) is not FunctionType:
         return False

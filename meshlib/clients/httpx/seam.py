@@ -3,8 +3,8 @@
 The transports keep their pool in an instance attribute, ``_pool``. A data descriptor of that name on the class is asked
 before the instance, so that one assignment on two classes shows every transport - made before, made later, made by
 a subclass, or by ``httpx.get`` - a mesh pool in the place of its own, and deleting it shows them their own again.
-Nothing is done to a method: instrumentation and mocks that replace ``handle_request`` stay where they are, whoever
-came first, and see the logical URL.
+Nothing is done to a method that sends: instrumentation and mocks that replace ``handle_request`` stay where they are,
+whoever came first, and see the logical URL. (One other method is replaced with the fast wire: see ``cookies``.)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from meshlib.clients.httpx.cookies import CookieShortcut
 from meshlib.clients.httpx.flavour import Flavour
 from meshlib.clients.httpx.pool import AsyncMeshPool, MeshPool
 from meshlib.runtime.mesh import Mesh
@@ -29,16 +30,21 @@ class Seam:
         self._seen: dict[int, weakref.ref[Any]] = {}
         library = flavour.httpx
         self._classes = (library.HTTPTransport, library.AsyncHTTPTransport)
+        self._cookies = CookieShortcut(flavour) if mesh.config.wire == "fast" else None
 
     def put_on(self) -> None:
         for kind in self._classes:
             kind._pool = self
+        if self._cookies is not None:
+            self._cookies.put_on()
 
     def take_off(self) -> None:
         """Requests in flight finish; later ones take the transport's own pool, connections to endpoints close."""
         for kind in self._classes:
             if kind.__dict__.get("_pool") is self:
                 del kind._pool
+        if self._cookies is not None:
+            self._cookies.take_off()
         for reference in list(self._seen.values()):
             transport = reference()
             made = transport.__dict__.pop(_MADE, None) if transport is not None else None

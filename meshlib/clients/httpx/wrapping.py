@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from meshlib.clients.httpx.cookies import restore, shorten
 from meshlib.clients.httpx.flavour import Flavour, flavour_of, raw_pool
 from meshlib.clients.httpx.pool import AsyncMeshPool, MeshPool
 from meshlib.errors import ConfigError
@@ -41,6 +42,8 @@ def wrap(client: ClientT, mesh: Mesh | None = None) -> ClientT:
         elif flavour.is_direct_pool(pool):
             kind = MeshPool if type(pool) is flavour.core.ConnectionPool else AsyncMeshPool
             transport._pool = kind(pool, flavour, mesh=mesh, from_wrap=True)
+            if mesh is None or mesh.config.wire == "fast":
+                shorten(client, flavour)
     return client
 
 
@@ -52,6 +55,7 @@ def unwrap(client: ClientT) -> ClientT:
         if isinstance(pool, MeshPool | AsyncMeshPool) and pool.from_wrap:
             transport._pool = pool.original
             pool.drain()
+            restore(client)
     return client
 
 
