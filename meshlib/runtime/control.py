@@ -76,8 +76,12 @@ class ControlThread:
         self._stopping = False
 
     def start(self) -> None:
-        """Raises RuntimeError where the interpreter no longer starts threads (at exit)."""
-        self._thread.start()
+        """Raises RuntimeError where no thread can be started: too many of them, or the interpreter is at its exit."""
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self.loop.close()
+            raise
 
     @property
     def alive(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from meshlib.errors import MeshClosed, NoEndpoints, PickTimeout
+from meshlib.errors import MeshClosed, NoEndpoints, NotSynced, PickTimeout
 from meshlib.model.events import SourceFailed
 from meshlib.model.target import Target
 from meshlib.pickers.base import Picker, PickInfo
@@ -92,7 +92,12 @@ class TargetHandle:
         The caller ends it with the Subchannel's ``finish``, or wraps it in a Lease that began at ``now`` (seconds of
         ``Clock.now``). ``key(about)`` is only asked where a hash key is wanted. None: ``try_acquire`` says why.
         """
-        live = self._live or self._start()
+        live = self._live
+        if live is None:
+            try:
+                live = self._start()
+            except NotSynced:
+                return None
         picker = live.cell.state.picker
         if picker is None:
             return None

@@ -52,6 +52,14 @@ class UrlTable:
 
     def find(self, scheme: str, host: str, port: int | None) -> TargetHandle | None:
         entry = self._entries.get((scheme, host, port)) or self._make(scheme, host, port)
+        try:
+            return self._ours(entry)
+        except NotSynced:  # the control thread cannot be started: the bare path may need less than that
+            if self._mesh.strict and entry.kind is not HostKind.SHORT:
+                raise
+            return None
+
+    def _ours(self, entry: _Entry) -> TargetHandle | None:
         handle = entry.handle
         if entry.kind is HostKind.SHORT:
             if handle is None:
@@ -91,7 +99,11 @@ class UrlTable:
             if entry.asking or entry in self._absent:
                 return
             entry.asking = True
-        self._mesh.find_first(entry.targets, lambda found: self._answered(entry, found))
+        try:
+            self._mesh.find_first(entry.targets, lambda found: self._answered(entry, found))
+        except BaseException:
+            entry.asking = False  # the next use asks
+            raise
 
     def _answered(self, entry: _Entry, found: Target | None) -> None:
         if self._mesh.closed:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meshlib.discovery.base import Resolver, ResolverBuilder, ResolverContext
+from meshlib.errors import NotSynced
 from meshlib.model.address import AddressPolicy
 from meshlib.model.events import RuntimeStarted, SourceFailed
 from meshlib.runtime import place
@@ -109,17 +110,28 @@ _graveyard: list[object] = []
 
 
 def enter(user: Any) -> ProcessRuntime:
-    """Register a user (any weakly referable object) and return the running runtime, starting it if need be."""
+    """Register a user (any weakly referable object) and return the running runtime, starting it if need be.
+
+    Raises NotSynced when it cannot be started now; the next use tries again.
+    """
     global _runtime
     with _lock:
         if _runtime is None or not _runtime.control.alive:
-            runtime = ProcessRuntime()
-            runtime.start()
+            runtime = _started()
             if _runtime is None:
                 atexit.register(_at_exit)
             _runtime = runtime
         _users.add(user)
         return _runtime
+
+
+def _started() -> ProcessRuntime:
+    try:
+        runtime = ProcessRuntime()
+        runtime.start()
+    except (OSError, RuntimeError) as error:  # no descriptors, no thread to be had
+        raise NotSynced(f"the control thread cannot be started: {error}") from error
+    return runtime
 
 
 def leave(user: Any) -> None:

@@ -124,6 +124,41 @@ used.close(), channel.close(), mesh.close()
 """
 )
 
+FIRST = (
+    COMMON
+    + """
+import grpc, httpx
+import meshlib.grpc
+from meshlib.clients.httpx import AsyncMeshTransport, MeshTransport
+
+kind, target = sys.argv[1:]
+loop = asyncio.new_event_loop()
+if kind == "aio":
+    client = httpx.AsyncClient(transport=AsyncMeshTransport(target, mesh=mesh))
+elif kind == "sync":
+    client = httpx.Client(transport=MeshTransport(target, mesh=mesh))
+else:
+    channel = meshlib.grpc.insecure_channel(target, mesh=mesh)
+
+def get():
+    if kind == "grpc":
+        return channel.unary_unary("/test.Echo/UnaryUnary")(b"x", timeout=10) and 200
+    if kind == "aio":
+        return loop.run_until_complete(client.get("http://orders.shop.svc")).status_code
+    return client.get("http://orders.shop.svc").status_code
+
+said = ""
+with Exhausted():
+    try:
+        get()
+    except (httpx.ConnectError, grpc.RpcError) as error:
+        said = str(error)
+print(json.dumps(["open files" in said, get()]))
+sys.stdout.flush()
+os._exit(0)
+"""
+)
+
 
 def run(script: str, *arguments: str) -> Any:
     done = subprocess.run(
@@ -156,3 +191,10 @@ def test_grpc(backends: Backends) -> None:
     servers = backends.grpc(3)
     said, after, counted = run(GRPC, "static:///" + ",".join(server.address for server in servers))
     assert (said, after, counted) == ([True] * 3, [True] * 2, [0, 0, "pods"])
+
+
+@pytest.mark.parametrize("kind", ["sync", "aio", "grpc"])
+def test_a_first_call(backends: Backends, kind: str) -> None:
+    """The control thread needs descriptors as well: the same error, and the next call starts it."""
+    (server,) = backends.grpc(1) if kind == "grpc" else backends.http(1)
+    assert run(FIRST, kind, f"static:///{server.address}") == [True, 200]

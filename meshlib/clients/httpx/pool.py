@@ -245,9 +245,12 @@ class MeshPool(_Pool):
         return self.original._network_backend.sleep(step.seconds)
 
     def _new_engine(self) -> engines.Sync:
-        made = engines.make_sync(
-            self._wire, self._flavour.core, self.original, self._now, self._new_allowance
-        )
+        try:
+            made = engines.make_sync(
+                self._wire, self._flavour.core, self.original, self._now, self._new_allowance
+            )
+        except OSError as error:  # its modules are loaded now, and that takes descriptors
+            raise self._flavour.core.ConnectError(error) from error
         with self._engine_lock:  # two threads with a first request each must share one
             self._engine = self._engine or made
             return self._engine
@@ -354,9 +357,12 @@ class AsyncMeshPool(_Pool):
         for other in list(self._engines):
             if other.is_closed():
                 self._engines.pop(other, None)
-        made = engines.make_async(
-            self._wire, self._flavour.core, self.original, self._now, loop, self._new_allowance
-        )
+        try:
+            made = engines.make_async(
+                self._wire, self._flavour.core, self.original, self._now, loop, self._new_allowance
+            )
+        except OSError as error:  # as in MeshPool
+            raise self._flavour.core.ConnectError(error) from error
         return self._engines.setdefault(loop, made)
 
     def _joined(self, joiners: tuple[Subchannel, ...], peers: tuple[Subchannel, ...], members: int) -> None:

@@ -120,3 +120,18 @@ def test_calls_after_stop_are_ignored(crashes: Crashes) -> None:
     control.start()
     control.stop()
     control.call(lambda: pytest.fail("ran after stop"))
+
+
+def test_a_thread_that_does_not_start_leaves_no_loop(
+    crashes: Crashes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of threads, or at the interpreter's exit."""
+
+    def fails(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    control = ControlThread(crashes)
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    with pytest.raises(RuntimeError, match="can't start"):
+        control.start()
+    assert control.loop.is_closed()

@@ -452,6 +452,32 @@ def test_a_foreign_short_name_is_asked_of_dns_once_and_of_no_api(
     assert not resolver.watched
 
 
+@pytest.mark.parametrize("error", [OSError(24, "out of files"), RuntimeError("no more threads")])
+def test_a_control_thread_that_cannot_be_started_is_tried_again(
+    pod_mesh: Mesh, resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Hosts take the bare path until then, which may need less; a target says why."""
+
+    def fails(crashed: object) -> Any:
+        raise error
+
+    resolver.endpoints("shop/orders", ["10.0.0.1:80"])
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(process, "ControlThread", fails)
+        assert pod_mesh.for_url("http", "orders.shop.svc", None) is None
+        assert pod_mesh.for_url("http", "orders", None) is None
+        with pytest.raises(NotSynced, match=str(error.args[-1])) as caught:
+            pod_mesh.target(TARGET).acquire(5)
+        assert caught.value.__cause__ is error
+        pod_mesh.strict = True
+        with pytest.raises(NotSynced):
+            pod_mesh.for_url("http", "orders.shop.svc", None)
+        pod_mesh.strict = False
+    for host in ("orders.shop.svc", "orders"):
+        eventually(lambda host=host: pod_mesh.for_url("http", host, None))  # type: ignore[misc]
+    assert addresses(pod_mesh.target(TARGET)) == {"10.0.0.1:80"}
+
+
 def test_a_headless_service_by_host_takes_the_port_verbatim(mesh: Mesh, resolver: ManualResolver) -> None:
     """Decision D2: as DNS does today."""
     resolver.endpoints("shop/orders", ["10.0.0.1:9090"], type=ServiceType.HEADLESS)
