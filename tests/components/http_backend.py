@@ -82,6 +82,7 @@ class HttpBackend:
         self.requests = 0
         self.in_flight = 0
         self.accepted = 0
+        self.peers: list[str] = []  #: names in the certificates of clients, per connection
         self.received: list[Received] = []
         self.paths: Counter[str] = Counter()
 
@@ -137,6 +138,8 @@ class HttpBackend:
         try:
             first = await reader.read(65536)
             secure = writer.get_extra_info("ssl_object")
+            if secure and (certificate := secure.getpeercert()):
+                self.peers.append(certificate["subjectAltName"][0][1])
             if first.startswith(HTTP2_PREFACE) or (secure and secure.selected_alpn_protocol() == "h2"):
                 await _Http2(self, number, reader, writer).run(first)
             else:

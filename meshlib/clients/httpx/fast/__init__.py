@@ -10,6 +10,7 @@ network backends of the application's own) goes to httpcore's engine, which it c
 * ``slots``       the free lists of one engine: limits in all, expiry, retirement
 * ``sync_wire``, ``aio_wire``      one connection: a blocking socket, an asyncio protocol
 * ``sync_dial``, ``aio_dial``      opening it
+* ``sessions``     when a TLS session may be resumed
 * ``sync_stream``, ``aio_stream``  what an application sees of it
 * ``sync_engine``, ``aio_engine``  all connections of a client, or of its part on one event loop
 * ``response``, ``bodies``         what httpx gets

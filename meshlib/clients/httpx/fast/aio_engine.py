@@ -19,6 +19,7 @@ from meshlib.clients.httpx.fast.choice import Choice
 from meshlib.clients.httpx.fast.free_list import OPEN, FreeList
 from meshlib.clients.httpx.fast.request import request_head
 from meshlib.clients.httpx.fast.response import Response
+from meshlib.clients.httpx.fast.sessions import Session, new_check, usable
 from meshlib.clients.httpx.fast.slots import Slots
 from meshlib.clients.httpx.fast.warmers import AioWarmer, Key
 from meshlib.clients.httpx.outgoing import Outgoing
@@ -116,8 +117,9 @@ class AioFastEngine:
             return
         connection.rest()
         slot: FreeList = connection.slot
-        if connection.secure and slot.session is None:
-            slot.session = connection.transport.get_extra_info("ssl_object").session
+        if slot.session is None and connection.check is not None and self._now() < connection.check.until:
+            ticket = connection.transport.get_extra_info("ssl_object").session
+            slot.session = Session(ticket, connection.check)
         if connection not in slot.busy:  # the client was closed meanwhile
             return
         if not self._slots.rest(connection, slot):
@@ -243,23 +245,26 @@ class AioFastEngine:
         self, slot: FreeList, endpoint: Endpoint, tls_name: str, timeout: float | None
     ) -> AioConnection:
         context: Any = None
+        session: Session | None = None
         if tls_name:
             context = self._settings["ssl_context"] or self._core.default_ssl_context()
             context.set_alpn_protocols(["http/1.1"])
-            context = resuming(self.loop, context, slot.session)
+            session = usable(slot.session, context, self._now())
         connection = await dial(
             self._core,
             lambda: AioConnection(self._core, self.loop, slot, self),
             self._settings,
             (endpoint.address, endpoint.port),
-            context,
+            context and resuming(self.loop, context, session and session.ticket),
             tls_name,
             timeout,
         )
         if tls_name:
-            connection.secure = True
-            if not connection.transport.get_extra_info("ssl_object").session_reused:
-                slot.session = None  # as in SyncFastEngine
+            reused = connection.transport.get_extra_info("ssl_object").session_reused
+            if session is not None and reused:
+                connection.check = session.check
+            else:  # as in SyncFastEngine
+                slot.session, connection.check = None, new_check(context, self._now())
         slot.opened(connection)
         return connection
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from meshlib.clients.httpx.fast.reply import ReplyParser
 from meshlib.clients.httpx.fast.request import Framing, Head
+from meshlib.clients.httpx.fast.sessions import Check
 
 #: Body bytes that may wait for their reader before the transport stops reading: what asyncio reads at a time, so that
 #: one piece never exceeds twice this.
@@ -35,12 +36,12 @@ class AioConnection(asyncio.Protocol):
         "_raw",
         "_timer",
         "_waiter",
+        "check",
         "engine",
         "expires_at",
         "idle_since",
         "lost",
         "reply",
-        "secure",
         "serving",
         "slot",
         "transport",
@@ -54,7 +55,7 @@ class AioConnection(asyncio.Protocol):
         self.reply = ReplyParser(core.RemoteProtocolError)
         self.transport: Any = None
         self.expires_at = self.idle_since = 0.0
-        self.secure = False  #: over TLS
+        self.check: Check | None = None  #: of the peer, over TLS
         self.serving = False  #: a request is on it
         self.lost = False  #: closed, by whomever
         self._error: BaseException | None = None  #: to be raised when everything that came was taken

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final, Protocol
 
+from meshlib.clients.httpx.fast.sessions import Session
+
 
 class Waiter(Protocol):
     """A request in the queue. ``granted``: None while it waits, then a connection or OPEN."""
@@ -42,7 +44,7 @@ class FreeList:
         self.busy: set[Any] = set()
         self.waiting: deque[Waiter] = deque()
         self.listed = False  #: among those that expiry and the total cap look at
-        self.session: Any = None  #: of TLS, for resumption; verified for this very endpoint and name
+        self.session: Session | None = None  #: of TLS; verified for this very endpoint and name
 
     def take(self) -> Any:
         """A connection, or OPEN, or None: all places are busy."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from meshlib.clients.httpx.fast.choice import Choice
 from meshlib.clients.httpx.fast.free_list import OPEN, FreeList
 from meshlib.clients.httpx.fast.request import request_head
 from meshlib.clients.httpx.fast.response import Response
+from meshlib.clients.httpx.fast.sessions import Check, Session, new_check, usable
 from meshlib.clients.httpx.fast.slots import Slots
 from meshlib.clients.httpx.fast.sync_dial import dial, wrap_tls
 from meshlib.clients.httpx.fast.sync_stream import SyncStream
@@ -109,8 +109,8 @@ class SyncFastEngine:
             self._lose(connection)
             return
         slot: FreeList = connection.slot
-        if slot.session is None and isinstance(connection.sock, ssl.SSLSocket):
-            slot.session = connection.sock.session
+        if slot.session is None and connection.check is not None and self._now() < connection.check.until:
+            slot.session = Session(connection.sock.session, connection.check)
         with slot.lock:
             if connection not in slot.busy:  # the client was closed meanwhile
                 return
@@ -227,15 +227,18 @@ class SyncFastEngine:
             settings["socket_options"],
             timeout,
         )
+        check: Check | None = None
         if tls_name:
             context = self._context or self._core.default_ssl_context()
             context.set_alpn_protocols(["http/1.1"])
-            sock = wrap_tls(self._core, sock, context, tls_name, timeout, slot.session)
-            if (
-                not sock.session_reused
-            ):  # too old, or the server has other keys now: the next one is to be kept
-                slot.session = None
+            session = usable(slot.session, context, self._now())
+            sock = wrap_tls(self._core, sock, context, tls_name, timeout, session and session.ticket)
+            if session is not None and sock.session_reused:
+                check = session.check
+            else:  # too old, or the server has other keys now: the next one is to be kept
+                slot.session, check = None, new_check(context, self._now())
         connection = SyncConnection(self._core, sock, slot)
+        connection.check = check
         with slot.lock:
             slot.opened(connection)
         return connection

@@ -9,6 +9,7 @@ from typing import Any
 
 from meshlib.clients.httpx.fast.reply import ReplyParser
 from meshlib.clients.httpx.fast.request import Framing, Head
+from meshlib.clients.httpx.fast.sessions import Check
 
 #: As httpcore reads.
 READ_SIZE = 64 * 1024
@@ -32,11 +33,12 @@ def is_readable(sock: socket.socket) -> bool:
 class SyncConnection:
     """Used by one thread at a time; ``close`` may come from any. Raises httpcore's exceptions."""
 
-    __slots__ = ("_core", "_error", "_timeout", "expires_at", "idle_since", "reply", "slot", "sock")
+    __slots__ = ("_core", "_error", "_timeout", "check", "expires_at", "idle_since", "reply", "slot", "sock")
 
-    def __init__(self, core: Any, sock: socket.socket, slot: Any) -> None:
+    def __init__(self, core: Any, sock: Any, slot: Any) -> None:
         self._core = core
-        self.sock = sock
+        self.sock = sock  #: a socket or an SSLSocket
+        self.check: Check | None = None  #: of the peer, over TLS
         self.slot = slot
         self.reply = ReplyParser(core.RemoteProtocolError)
         self.expires_at = self.idle_since = 0.0
@@ -77,7 +79,8 @@ class SyncConnection:
         """Empty: the peer closed."""
         try:
             self._set_timeout(timeout)
-            return self.sock.recv(size)
+            data: bytes = self.sock.recv(size)
+            return data
         except TimeoutError as error:
             raise self._core.ReadTimeout(error) from error
         except OSError as error:
