@@ -40,16 +40,11 @@ PARTS = [b"a" * 1000, b"b" * 40_000, b"c"]
 LIMITS = httpx.Limits(max_connections=1)
 
 
-def combinations(works: list[Any], *, h2: bool) -> list[Any]:
-    """Everything on plain connections; over TLS what differs there: connecting, streaming, waiting for each other.
-
-    A thread that is interrupted leaves httpcore's HTTP/2 connection, which others share, in a state that nobody knows,
-    as it does without meshlib.
-    """
+def combinations(works: list[Any]) -> list[Any]:
+    """Everything on plain connections; over TLS what differs there: connecting, streaming, waiting for each other."""
     return [
         pytest.param(name, work, id=f"{name}-{work.__name__}")
-        for name, (_, tls, http2) in WIRES.items()
-        if h2 or not http2
+        for name, (_, tls, _) in WIRES.items()
         for work in (works[:3] if tls else works)
     ]
 
@@ -215,7 +210,7 @@ AIO = [get_fresh, stream_both_ways, wait_in_the_queue, get_again, leave_half_way
 
 
 @pytest.mark.parametrize("moment", ["at once", "too late"])
-@pytest.mark.parametrize(("scene", "work"), combinations(AIO, h2=True), indirect=["scene"])
+@pytest.mark.parametrize(("scene", "work"), combinations(AIO), indirect=["scene"])
 def test_cancelled_at_every_wait(
     scene: Scene, moment: Moment, work: Callable[[Scene, httpx.AsyncClient], Coroutine[Any, Any, None]]
 ) -> None:
@@ -327,7 +322,7 @@ SYNC = [
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["instead", "after"])
-@pytest.mark.parametrize(("scene", "work"), combinations(SYNC, h2=False), indirect=["scene"])
+@pytest.mark.parametrize(("scene", "work"), combinations(SYNC), indirect=["scene"])
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # a socket that was just made, its result lost
 def test_interrupted_in_every_blocking_call(
     scene: Scene, after: bool, work: Callable[[Scene, httpx.Client], None]

@@ -4,6 +4,8 @@ httpcore lets threads share an HTTP/2 connection, but neither it nor h2 guards w
 given one stream, and all requests of the connection break. With several threads most of them do, so nothing is lost by
 giving each request a connection of its own, as HTTP/1.1 does. In asyncio nothing can come in between, and
 requests share connections.
+
+What a signal handler raises (Ctrl-C) may come between a read and h2's look at what was read: such a connection closes.
 """
 
 from __future__ import annotations
@@ -45,11 +47,19 @@ class SerialConnection:
             raise self._busy  # the pool finds another one
         try:
             response = self.inner.handle_request(request)
-            response.stream = _Body(response.stream, self._lock)
-        except BaseException:
-            self._lock.release()
+            response.stream = _Body(self, response.stream)
+        except BaseException as error:
+            self.ended(error)
             raise
         return response
+
+    def ended(self, error: BaseException | None) -> None:
+        """The request is over, by an exception or not."""
+        try:
+            if error is not None and not isinstance(error, Exception | GeneratorExit):
+                self.inner.close()
+        finally:
+            self._lock.release()
 
     def is_available(self) -> bool:
         return not self._lock.locked() and bool(self.inner.is_available())
@@ -62,17 +72,26 @@ class SerialConnection:
 
 
 class _Body:
-    def __init__(self, inner: Any, lock: Any) -> None:
+    def __init__(self, connection: SerialConnection, inner: Any) -> None:
+        self._connection: SerialConnection | None = connection  #: None: closed
         self._inner = inner
-        self._lock: Any = lock  #: None: given back
+        self._error: BaseException | None = None
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._inner
+        try:
+            yield from self._inner
+        except BaseException as error:
+            self._error = error
+            raise
 
     def close(self) -> None:
-        lock, self._lock = self._lock, None
+        connection, self._connection = self._connection, None
+        error, self._error = self._error, None
         try:
             self._inner.close()
+        except BaseException as failed:
+            error = failed
+            raise
         finally:
-            if lock is not None:
-                lock.release()
+            if connection is not None:
+                connection.ended(error)
