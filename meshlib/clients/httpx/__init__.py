@@ -10,6 +10,7 @@ sees the picked endpoint. One thought per module:
 * ``faults``      whose fault an exception is
 * ``engines``     which connection engine serves
 * ``wire``        the one of httpcore: one of its pools per endpoint
+* ``held``, ``serial``, ``goaway``  what those pools and their HTTP/2 connections need to lose no request
 * ``fast``        our own for HTTP/1.1
 * ``outgoing``    a request on its way to an endpoint, as both engines get it
 * ``body``        request bodies that know whether they started, response bodies that end a lease

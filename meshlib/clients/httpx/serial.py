@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from meshlib.clients.httpx.held import holding
 from meshlib.runtime.primitives import new_lock
 
 _pools: dict[Any, type] = {}
@@ -22,7 +23,7 @@ def serial_pool(core: Any) -> type:
     """httpcore's ConnectionPool with such connections."""
     kind = _pools.get(core)
     if kind is None:
-        base: Any = core.ConnectionPool
+        base: Any = holding(core.ConnectionPool)
 
         class SerialPool(base):  # type: ignore[misc]
             def create_connection(self, origin: Any) -> Any:

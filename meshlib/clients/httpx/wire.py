@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from meshlib.clients.httpx.allowance import Allowance
 from meshlib.clients.httpx.attempt import Dial, Exchange
 from meshlib.clients.httpx.goaway import AsyncHttp2Stream, Http2Stream, gone
+from meshlib.clients.httpx.held import holding
 from meshlib.clients.httpx.outgoing import Outgoing
 from meshlib.clients.httpx.serial import serial_pool
 from meshlib.pickers.subchannel import Subchannel
@@ -247,7 +248,7 @@ class SyncEngine(_Pools):
         """``evict_more``: a bound method that closes an idle connection elsewhere, which uses the same allowance."""
         settings = pool_settings(original)
         settings["network_backend"] = _NotingBackend(settings["network_backend"], self)
-        kind = serial_pool(core) if settings["http2"] else core.ConnectionPool
+        kind = serial_pool(core) if settings["http2"] else holding(core.ConnectionPool)
         super().__init__(core, kind, settings, now, allowance)
         self._evict_more = weakref.WeakMethod(evict_more) if evict_more is not None else None
 
@@ -333,7 +334,7 @@ class AsyncEngine(_Pools):
         """``evict_more``: as in SyncEngine."""
         settings = pool_settings(original)
         settings["network_backend"] = _AsyncNotingBackend(settings["network_backend"], self)
-        super().__init__(core, core.AsyncConnectionPool, settings, now, allowance)
+        super().__init__(core, holding(core.AsyncConnectionPool), settings, now, allowance)
         self._evict_more = weakref.WeakMethod(evict_more) if evict_more is not None else None
         self.loop = loop
         self._closing: set[asyncio.Task[None]] = set()
