@@ -11,8 +11,9 @@ import grpc
 import pytest
 
 from tests.components.backends import Backends
+from tests.components.relay import relay
 from tests.components.silent import silent_address
-from tests.integration.grpc_support import SS, SU, US, UU, Shop, eventually, shop
+from tests.integration.grpc_support import SS, SU, TARGET, US, UU, Shop, eventually, shop
 
 #: Half of it is less than core's own limit for one connection attempt, and enough for an answer on a busy machine.
 DEADLINE = 1.6
@@ -116,26 +117,129 @@ def test_nothing_but_silence_looks_as_under_round_robin(mesh: Shop, patient: boo
     assert mesh.inflight == 0
 
 
-def test_a_silent_endpoint_that_wakes_up_is_called_again(mesh: Shop, backends: Backends) -> None:
-    """Core goes on connecting; when it succeeds, calls come."""
+@pytest.mark.parametrize("name", SYNC)
+def test_a_silent_endpoint_that_wakes_up_is_called_again(mesh: Shop, backends: Backends, name: str) -> None:
+    """Core goes on connecting; when it succeeds, calls come, and nobody remembers the silence."""
     awake, sleeper = backends.grpc(2)
     sleeper.stop()
     with silent_address(sleeper.host) as dark:
         mesh.serve([awake.address, dark])
         mesh.known()
         channel = mesh.channel()
-        call = channel.unary_unary(UU)
         for _ in range(3):
-            assert call(b"x", timeout=DEADLINE)
+            assert SYNC[name](channel, DEADLINE)
         (transport,) = [t for t in channel._pool.transports() if t.silent]
     sleeper.port = int(dark.rpartition(":")[2])
     sleeper.start()
 
     def served() -> bool:
-        return bool(call(b"x", timeout=DEADLINE)) and sleeper.requests > 0
+        return bool(SYNC[name](channel, DEADLINE)) and sleeper.requests > 0
 
     eventually(served, timeout=30)
-    assert not transport.silent
+    eventually(lambda: not transport.silent)
+
+
+def test_an_asyncio_channel_forgets_the_silence(mesh: Shop, backends: Backends) -> None:
+    """The same on an event loop: when the connection ends, one day, calls wait for the next one."""
+    awake, sleeper = backends.grpc(2)
+    sleeper.stop()
+
+    async def calls() -> None:
+        channel = mesh.aio_channel()
+        with silent_address(sleeper.host) as dark:
+            mesh.serve([awake.address, dark])
+            await asyncio.to_thread(mesh.known)
+            for _ in range(3):
+                assert await AIO["unary"](channel, DEADLINE)
+            (pool,) = channel._pools.values()
+            (transport,) = [t for t in pool.transports if t.silent]
+        sleeper.port = int(dark.rpartition(":")[2])
+        sleeper.start()
+        async with asyncio.timeout(30):
+            while not sleeper.requests:
+                assert await AIO["unary"](channel, DEADLINE)
+                await asyncio.sleep(0.01)
+        assert not transport.silent
+        await channel.close()
+
+    asyncio.run(calls())
+
+
+def test_a_first_call_takes_no_endpoint_for_silent(mesh: Shop, backends: Backends) -> None:
+    """Also with a grpcio that reads a connection's socket only while a thread waits inside core."""
+    mesh.serve(backends.grpc(1))
+    mesh.known()
+    for name in SYNC:
+        channel = mesh.channel()
+        assert SYNC[name](channel, 8)
+        assert grpc.channel_ready_future(mesh.channel()).result(4) is None
+    (endpoint,) = mesh.mesh.target(TARGET).status()["endpoints"]
+    assert endpoint["failures"] == 0
+
+
+#: Longer than any patience of a call, shorter than core's own limit for one attempt to connect.
+SLOW = 1.7
+
+
+@pytest.mark.parametrize("name", ["unary", "future"])
+def test_endpoints_that_are_slow_to_connect(mesh: Shop, backends: Backends, name: str) -> None:
+    """All of them, as across an ocean: the first call waits for a connection, and none gives an endpoint up."""
+    servers = backends.grpc(2)
+    with relay(servers[0].address, SLOW) as one, relay(servers[1].address, SLOW) as two:
+        mesh.serve([one.address, two.address])
+        mesh.known()
+        channel = mesh.channel()
+        assert SYNC[name](channel, None)
+        eventually(lambda: SYNC[name](channel, None) and all(server.requests for server in servers))
+        assert (one.connections, two.connections) == (1, 1)
+        assert not any(transport.silent for transport in channel._pool.transports())
+
+
+def test_endpoints_that_are_slow_to_connect_asyncio(mesh: Shop, backends: Backends) -> None:
+    """The same on an event loop."""
+    servers = backends.grpc(2)
+
+    async def calls() -> None:
+        channel = mesh.aio_channel()
+        call = channel.unary_unary(UU)
+        assert await call(b"x")
+        async with asyncio.timeout(30):
+            while not all(server.requests for server in servers):
+                assert await call(b"x")
+        assert not any(t.silent for pool in channel._pools.values() for t in pool.transports)
+        await channel.close()
+
+    with relay(servers[0].address, SLOW) as one, relay(servers[1].address, SLOW) as two:
+        mesh.serve([one.address, two.address])
+        mesh.known()
+        asyncio.run(calls())
+        assert (one.connections, two.connections) == (1, 1)
+
+
+def test_the_first_of_the_slow_ones_takes_the_call(mesh: Shop, backends: Backends) -> None:
+    """A call that has moved on returns to an endpoint that connects after all, before its deadline."""
+    (server,) = backends.grpc(1)
+    with relay(server.address, SLOW) as slow, silent_address("127.0.0.2") as one:
+        for addresses in ([slow.address, one], [one, slow.address]):
+            mesh.serve(addresses)
+            mesh.known()
+            assert mesh.channel().unary_unary(UU)(b"x", timeout=8)
+
+
+def test_ready_without_waiting_for_the_silent(mesh: Shop, backends: Backends) -> None:
+    """channel_ready_future and channel_ready ask one endpoint after another, as a call does."""
+    (server,) = backends.grpc(1)
+
+    async def ready() -> None:
+        async with mesh.aio_channel() as channel:
+            await asyncio.wait_for(channel.channel_ready(), 10)
+
+    with silent_address("127.0.0.2") as one, silent_address("127.0.0.3") as two:
+        mesh.serve([one, two, server.address])
+        mesh.known()
+        for _ in range(3):  # one of them begins at each
+            grpc.channel_ready_future(mesh.channel()).result(10)
+            asyncio.run(ready())
 
 
 @pytest.mark.parametrize("how", ["cancel", "drop", "close"])

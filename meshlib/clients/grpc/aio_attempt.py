@@ -23,6 +23,7 @@ from meshlib.clients.grpc.status import (
     is_refusal,
 )
 from meshlib.clients.grpc.transport import Completion, Transport
+from meshlib.clients.grpc.waiting import next_after
 from meshlib.errors import MeshError
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.lease import Lease, ServiceLease
@@ -72,6 +73,7 @@ class AioAttempts:
     _quick: Transport | None = None
     _settled: asyncio.Future[None] | None = None  #: made for those who wait for it
     _task: asyncio.Task[None] | None = None
+    _rivals: list[Transport] | None = None  #: were left as silent, and may connect yet
     _trying: Completion | None = None
 
     def __init__(
@@ -256,7 +258,9 @@ class AioAttempts:
         if not connected:
             completion.responded(True)
             completion.done(True)
-            return self.attempts.after_silence(lease.subchannel)
+            if self._rivals is None:
+                self._rivals = []
+            return next_after(bound.transport, self.attempts, self._rivals)
         remaining = self.attempts.remaining()
         gated = self._method.streams_requests and self._request is not None
         gate = Gate(self._pool.loop) if gated else None
@@ -299,11 +303,14 @@ class AioAttempts:
         if transport.draining or attempts.last_chance or not undecided(transport.look(True)):
             return True
         others = any(connected_now(other) for other in self._pool.transports)
-        if await reach_async(transport, 0.0 if transport.silent else attempts.patience(others)):
+        patience = 0.0 if transport.silent else attempts.patience(others)
+        if await reach_async(transport, patience, self._rivals or ()):
             transport.silent = False
             return True
-        transport.silent = True
-        return attempts.expired()  # then core says so, in its own words
+        if attempts.expired():
+            return True  # core says so, in its own words
+        transport.was_silent()
+        return False
 
     def _decide(self, call: Any, completion: Completion) -> None:
         self.call = call

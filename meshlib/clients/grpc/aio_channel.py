@@ -20,6 +20,7 @@ from meshlib.clients.grpc.aio_multicallables import (
     UnaryUnary,
 )
 from meshlib.clients.grpc.aio_pool import LoopPool
+from meshlib.clients.grpc.attempts import SHORT_PATIENCE
 from meshlib.clients.grpc.channel import METHODS, factory, registered_argument
 from meshlib.clients.grpc.connectivity import EAGER, RELAXED, aggregate
 from meshlib.clients.grpc.hash_key import HashKey, Keys
@@ -189,6 +190,9 @@ class AioMeshChannel(grpc.aio.Channel):
         state = aggregate(pool.states())
         if not try_to_connect or state in (ChannelConnectivity.READY, ChannelConnectivity.CONNECTING):
             return state
+        return self._connect_another(pool, state)
+
+    def _connect_another(self, pool: LoopPool, state: ChannelConnectivity) -> ChannelConnectivity:
         tried = {
             t.subchannel for t in pool.transports if t.channel.get_state() is not ChannelConnectivity.IDLE
         }
@@ -216,12 +220,16 @@ class AioMeshChannel(grpc.aio.Channel):
 
     async def channel_ready(self) -> None:
         """Return when an endpoint is connected."""
+        patient_until = SYSTEM.now() + SHORT_PATIENCE
         while True:
             state = self.get_state(try_to_connect=True)
             if state is ChannelConnectivity.READY:
                 return
             if state is ChannelConnectivity.SHUTDOWN:
                 raise grpc.aio.UsageError("Channel is closed.")
+            if SYSTEM.now() >= patient_until:
+                self._connect_another(self._pool(), state)
+                patient_until = SYSTEM.now() + SHORT_PATIENCE
             await asyncio.sleep(EAGER)
 
     # -- life ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import grpc
 
@@ -19,9 +19,12 @@ LONGEST_PAUSE = 0.5
 #: The part of what is left of the deadline in which one endpoint has to connect while there may be others: the answer
 #: takes at least another round trip, so a connection that needs more would rarely be of use to this call.
 PATIENCE = 0.5
-#: The same without a deadline, seconds: room for two retransmitted SYNs (after 1 s and 3 s, RFC 6298). Core's own limit
-#: for one attempt (see ``options``) is mostly shorter.
-OPEN_PATIENCE = 5.0
+#: The same without a deadline, seconds: a TLS handshake between continents, or within a cluster one lost SYN, which is
+#: sent again after a second (RFC 6298). Slower ones go on connecting, and calls come back to them.
+OPEN_PATIENCE = 1.5
+#: A call without a deadline shares out this time, seconds: core's own limit for one connection attempt, after which
+#: the first endpoint that was silent has failed for good.
+OPEN_LIMIT = 20.0
 #: At most this while another endpoint is connected, seconds: the "Connection Attempt Delay" of RFC 8305 section 5.
 SHORT_PATIENCE = 0.25
 
@@ -34,6 +37,7 @@ class Attempts:
 
     __slots__ = (
         "_clock",
+        "_give_up",
         "_handle",
         "_pause",
         "_service_tried",
@@ -60,7 +64,8 @@ class Attempts:
         self.wait_for_ready = wait_for_ready
         self.hash_key = hash_key
         self._tried: set[Subchannel] = set()
-        self._silent: set[Subchannel] = set()
+        self._silent: list[Subchannel] = []  #: in the order in which they were asked
+        self._give_up: float | None = deadline  #: begins, without a deadline, with the first wait
         #: There is nobody left but endpoints that were silent: the next one has all the time that is left.
         self.last_chance = False
         self._service_tried = False
@@ -78,31 +83,32 @@ class Attempts:
 
         ``others``: another endpoint is connected and could take the call at once.
         """
-        remaining = self.remaining()
-        share = OPEN_PATIENCE if remaining is None else remaining * PATIENCE
+        now = self._clock()
+        if self._give_up is None:
+            self._give_up = now + OPEN_LIMIT
+        share = (self._give_up - now) * PATIENCE
+        if self.deadline is None:
+            share = min(share, OPEN_PATIENCE)
         return min(share, SHORT_PATIENCE) if others else share
 
-    def after_silence(self, subchannel: Subchannel) -> Lease | None:
-        """The next endpoint after one did not connect in time; when all were tried, one of the silent ones once more.
+    def after_silence(self, subchannel: Subchannel, connected: Iterable[Subchannel] = ()) -> Lease | None:
+        """The next endpoint after one did not connect in time; when all were tried, the first silent one once more.
 
-        That one then gets the call, whatever comes of it: what core says about it is the caller's answer, as it would
-        be with nobody to move on to. None: all of them are gone.
+        That one, which has been connecting for longest, then gets the call, whatever comes of it: what core says about
+        it is the caller's answer, as it would be with nobody to move on to. ``connected``: those left as silent that
+        are connected by now, and may be picked again. None: all of them are gone.
         """
         self._tried.add(subchannel)
-        self._silent.add(subchannel)
-        lease = self._pick(self._tried)
-        if lease is None:
-            self.last_chance = True
-            lease = self._pick(self._tried - self._silent)
-        return lease
+        self._silent.append(subchannel)
+        self._tried.difference_update(connected)
+        return self._pick(self._tried) or self._last_chance()
 
     def after_refusal(self, subchannel: Subchannel) -> Lease | None:
         """The next endpoint after one refused its connection, last the Service's own address; None: all refused."""
         self._tried.add(subchannel)
         lease = self._pick(self._tried)
         if lease is None and self._silent and not self.last_chance:
-            self.last_chance = True
-            lease = self._pick(self._tried - self._silent)
+            lease = self._last_chance()
         if lease is None and not self._service_tried:
             self._service_tried = True
             lease = self._handle.all_refused()
@@ -110,6 +116,10 @@ class Attempts:
                 lease.done()
                 lease = None
         return lease
+
+    def _last_chance(self) -> Lease | None:
+        self.last_chance = True
+        return self._pick(self._tried - {self._silent[0]})
 
     def _pick(self, exclude: set[Subchannel]) -> Lease | None:
         try:
@@ -121,6 +131,7 @@ class Attempts:
         """Start over with all endpoints; returns how long to pause first, seconds (within the deadline)."""
         self._tried.clear()
         self._silent.clear()
+        self._give_up = self.deadline
         self.last_chance = False
         self._service_tried = False
         pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)

@@ -22,7 +22,6 @@ from meshlib.clients.grpc.requests import RequestSource
 from meshlib.clients.grpc.status import (
     CANCEL_DETAILS,
     CLOSED_DETAILS,
-    DEADLINE_DETAILS,
     MeshRpcError,
     is_local,
     is_refusal,
@@ -209,12 +208,10 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
 
     def _launch_within(self, lease: Lease) -> Attempt:
         """A later attempt: what grpc would raise at once becomes the call's error."""
-        remaining = self._attempts.remaining()
-        if remaining is not None and remaining <= 0:
-            lease.done()
-            raise MeshRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS)
         try:
-            return self._launch(lease, remaining)
+            return self._launch(
+                lease, self._attempts.remaining()
+            )  # of a deadline that is over, core says so itself
         except ValueError as error:
             if self._owner.closed.is_set():
                 raise MeshRpcError(grpc.StatusCode.CANCELLED, CLOSED_DETAILS, error) from error

@@ -15,9 +15,12 @@ from typing import Any
 import grpc
 from grpc import ChannelConnectivity
 
+from meshlib.clients.grpc.attempts import SHORT_PATIENCE
 from meshlib.clients.grpc.pool import Pool
+from meshlib.clients.grpc.reach import CONNECTING
 from meshlib.errors import MeshError
 from meshlib.pickers.subchannel import Subchannel
+from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.primitives import new_event, new_lock, start_helper
 
@@ -101,6 +104,7 @@ class Connectivity:
 
     def _run(self) -> None:
         tried: set[Subchannel] = set()
+        patient_until = 0.0  # until then, what is connecting may take its time
         while True:
             with self._lock:
                 if not self._subscribers or self.abandoned:
@@ -108,44 +112,61 @@ class Connectivity:
                     return
                 connect = self._connect
                 self._wake.clear()
-            state = self._look(connect, tried)
+            state, asked = self._look(connect, tried, SYSTEM.now() < patient_until)
+            if asked:
+                patient_until = SYSTEM.now() + SHORT_PATIENCE
             if state is ChannelConnectivity.READY:
                 tried.clear()
                 with self._lock:
                     self._connect = connect = False
             self._deliver(state)
-            self._wake.wait(EAGER if connect else RELAXED)
+            if not connect or not self._drive():
+                self._wake.wait(EAGER if connect else RELAXED)
 
-    def _look(self, connect: bool, tried: set[Subchannel]) -> ChannelConnectivity:
-        """The state now. ``connect``: have one more endpoint connect, unless one is connected or about to be."""
+    def _drive(self) -> bool:
+        """Spend one eager pause waiting inside core, if anything is connecting (see ``reach``: this is no caller's
+        thread)."""
+        for transport in self._pool.transports():
+            try:
+                if channel_state(transport.channel) is ChannelConnectivity.CONNECTING:
+                    transport.channel._channel.watch_connectivity_state(CONNECTING, SYSTEM.wall() + EAGER)
+                    return True
+            except ValueError:
+                continue  # closed meanwhile
+        return False
+
+    def _look(self, connect: bool, tried: set[Subchannel], patient: bool) -> tuple[ChannelConnectivity, bool]:
+        """The state now, and whether one more endpoint was asked to connect.
+
+        ``connect``: have one do so, unless one is connected or, while ``patient``, about to be.
+        """
         if self._pool.closed.is_set():
-            return ChannelConnectivity.SHUTDOWN
+            return ChannelConnectivity.SHUTDOWN, False
         state = self._aggregate()
-        if not connect or state in (ChannelConnectivity.READY, ChannelConnectivity.CONNECTING):
-            return state
+        connecting = patient and state is ChannelConnectivity.CONNECTING
+        if not connect or connecting or state is ChannelConnectivity.READY:
+            return state, False
         try:
             lease = self._handle.try_acquire(None, exclude=tried)
         except MeshError:
-            return ChannelConnectivity.TRANSIENT_FAILURE
+            return ChannelConnectivity.TRANSIENT_FAILURE, False
         if lease is None:
-            if (
-                tried
-            ):  # all were asked: from now on core keeps trying, start over with those that did not succeed
+            if tried:  # all were asked: core keeps trying, start over with those that did not succeed
                 tried.clear()
-                return state
-            return ChannelConnectivity.CONNECTING  # nothing known yet
+                return state, True
+            return ChannelConnectivity.CONNECTING, False  # nothing known yet
         try:
             tried.add(lease.subchannel)
             transport = self._pool.begin(lease)
         except ValueError:
-            return ChannelConnectivity.SHUTDOWN
+            return ChannelConnectivity.SHUTDOWN, False
         finally:
             lease.done()
         try:
             channel_state(transport.channel, connect=True)
         finally:
             transport.end()
-        return self._aggregate()
+        return self._aggregate(), True
 
     def _aggregate(self) -> ChannelConnectivity:
         states = []

@@ -14,16 +14,14 @@ Options = Sequence[tuple[str, Any]]
 #: - local subchannel pool: connections are not shared with the application's other channels, so that removing an
 #:   endpoint really closes its connection and no channel inherits another one's TLS identity;
 #: - no HTTP proxy: pod addresses must never be sent to HTTP_PROXY;
-#: - reconnect back-off: core uses the minimum as the time limit of one connection attempt; its 20 s would let a
-#:   black-holed endpoint swallow the deadline although others could serve (1 s allows one lost SYN inside a cluster;
-#:   later attempts get more, because core uses the larger of this and the current back-off). The back-off itself starts
-#:   at 100 ms, the least that core allows, instead of 1 s: an endpoint that restarts must be back before the next one
-#:   of a rolling restart goes, else all are in back-off at once. It ends at 10 s instead of 120 s: a dead endpoint
-#:   leaves the set by discovery, one that comes back should not wait two minutes.
+#: - reconnect back-off: it starts at 100 ms, the least that core allows, instead of 1 s: an endpoint that restarts must
+#:   be back before the next one of a rolling restart goes, else all are in back-off at once. It ends at 10 s instead of
+#:   120 s: a dead endpoint leaves the set by discovery, one that comes back should not wait two minutes. The minimum,
+#:   which core uses as the time limit of one connection attempt, stays at its 20 s, however little a call can spare
+#:   (``attempts``): with less, a healthy endpoint behind a slow network would never be connected.
 DEFAULTS: tuple[tuple[str, Any], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
-    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 10_000),
 )

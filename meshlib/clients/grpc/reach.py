@@ -11,13 +11,16 @@ core, as with bare channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from grpc import ChannelConnectivity
 from grpc.aio import UsageError
 
 from meshlib.runtime.clock import SYSTEM
+from meshlib.runtime.primitives import start_helper
 
 if TYPE_CHECKING:
     from threading import Event
@@ -37,11 +40,16 @@ IDLE, CONNECTING, READY, TRANSIENT_FAILURE, SHUTDOWN = (
 
 _CONNECTED: int = READY
 
-#: Seconds between two looks of a thread that waits: the first, doubled up to the longest. A connection takes half a
-#: millisecond on loopback. Waiting inside core (``watch_connectivity_state``) needs no looks, but an interrupt there
-#: leaves a watch behind that the channel's ``close()`` waits for, for ever.
+#: Seconds between two looks of a thread that waits: the first, and then a share of what it has waited, so that waiting
+#: costs a hundred looks at most in the first second and twenty in each later one, and ends a tenth late at most. A
+#: connection takes half a millisecond on loopback.
 FIRST_PAUSE = 0.0005
-LONGEST_PAUSE = 0.01
+PAUSE_SHARE = 0.1
+LONGEST_PAUSE = 0.05
+#: After so many seconds of looking on, a helper thread moves the connection forward (see ``_drive``).
+UNAIDED = 0.005
+#: Seconds of one wait inside core: the channel's ``close()`` waits for its end.
+STEP = 0.05
 
 
 def state_of(channel: Any) -> Callable[[bool], int]:
@@ -69,33 +77,63 @@ def connected_now(transport: Transport) -> bool:
         return False
 
 
-def reach(transport: Transport, seconds: float, closed: Event, alive: Callable[[], bool]) -> bool:
+def reach(
+    transport: Transport,
+    seconds: float,
+    closed: Event,
+    alive: Callable[[], bool],
+    rivals: Sequence[Transport] = (),
+) -> bool:
     """Block until there is a connection or a failure that a call would show at once. False: not within ``seconds``.
 
-    ``closed`` or ``alive`` False ends the wait early.
+    ``closed``, ``alive`` False, or a connection of one of ``rivals`` ends the wait early.
     """
-    until = SYSTEM.now() + seconds
-    pause = FIRST_PAUSE
+    began = SYSTEM.now()
     try:
         while undecided(transport.look(True)):
-            left = until - SYSTEM.now()
-            if left <= 0 or not alive() or closed.wait(min(left, pause)):
+            waited = SYSTEM.now() - began
+            if waited >= seconds or not alive() or any(map(connected_now, rivals)):
                 return False
-            pause = min(pause * 2, LONGEST_PAUSE)
+            if waited >= UNAIDED and not transport.driven:
+                transport.driven = True
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # no thread to be had: core looks every few seconds itself
+                    start_helper("grpc-connect", partial(_drive, transport))
+            pause = min(max(FIRST_PAUSE, waited * PAUSE_SHARE), LONGEST_PAUSE, seconds - waited)
+            if closed.wait(pause):
+                return False
     except ValueError:
         return True  # closed: a call says so itself
     return True
 
 
-async def reach_async(transport: Transport, seconds: float) -> bool:
-    """``reach`` on the channel's own loop, where nobody can take another's news."""
+def _drive(transport: Transport) -> None:
+    """Wait inside core while anybody waits for this transport: one thread for all who do.
+
+    Most versions of grpcio (1.85 no longer) read a connection's socket only while a thread waits inside core, and every
+    five seconds otherwise. That thread must not be the caller's: an interrupt there, which only the main thread gets,
+    leaves a watch behind that the channel's ``close()`` waits for, for ever.
+    """
+    try:
+        while transport.open and undecided(state := transport.look(True)):
+            transport.channel._channel.watch_connectivity_state(state, SYSTEM.wall() + STEP)
+    except ValueError:
+        pass  # closed meanwhile
+    finally:
+        transport.driven = False
+
+
+async def reach_async(transport: Transport, seconds: float, rivals: Sequence[Transport] = ()) -> bool:
+    """``reach`` on the channel's own loop, where nobody can take another's news and closing cancels who waits."""
     until = SYSTEM.now() + seconds
     try:
         while undecided(state := transport.look(True)):
             left = until - SYSTEM.now()
-            if left <= 0:
+            if left <= 0 or any(map(connected_now, rivals)):
                 return False
-            await transport.channel._channel.watch_connectivity_state(state, SYSTEM.wall() + left)
+            step = min(left, STEP) if rivals else left
+            await transport.channel._channel.watch_connectivity_state(state, SYSTEM.wall() + step)
     except (ValueError, UsageError):
         return True
     return True

@@ -31,6 +31,7 @@ class Transport:
         "channel",
         "closed",
         "draining",
+        "driven",
         "look",
         "open",
         "silent",
@@ -61,8 +62,10 @@ class Transport:
         self.warm = False
         #: The connection's state now, as core numbers them; True: and connect, if there is none.
         self.look = state_of(channel)
-        #: Did not answer in the time that a call had for it: nobody waits for it again until it is connected.
+        #: Did not connect in the time that a call had for it: nobody waits for it again until it has answered a call.
         self.silent = False
+        #: A helper thread is moving its connection forward.
+        self.driven = False
         self._lock = lock
         self._shut: Callable[[Transport], None] | None = shut
 
@@ -84,6 +87,11 @@ class Transport:
         self.open.pop()
         if self.draining:
             self.settle()
+
+    def was_silent(self) -> None:
+        """It did not connect in its time. The next answer, which ends that, is told from the others by ``warm``."""
+        self.silent = True
+        self.warm = False
 
     def drain(self) -> None:
         """The endpoint left the set: no new calls, and close as soon as nothing is in flight."""
@@ -137,7 +145,9 @@ class Completion:
             if self._sampled or self._done:
                 return
             self._sampled = True
-            self.transport.warm = self.transport.warm or not failed
+            if not failed:
+                self.transport.warm = True
+                self.transport.silent = False
         if failed or not self._cold:
             self.lease.responded(failed)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from meshlib.clients.grpc.attempts import Attempts
-from meshlib.clients.grpc.reach import reach
+from meshlib.clients.grpc.reach import connected_now, reach
 from meshlib.clients.grpc.status import CANCEL_DETAILS, CLOSED_DETAILS, MeshRpcError
 from meshlib.errors import MeshError
 from meshlib.runtime.handle import TargetHandle
@@ -16,6 +16,8 @@ from meshlib.runtime.lease import Lease, ServiceLease
 
 if TYPE_CHECKING:
     from threading import Event
+
+    from meshlib.clients.grpc.transport import Transport
 
 
 def wait_for_lease(
@@ -63,6 +65,7 @@ def connected(
     def wanted() -> bool:
         return alive() and not owner.closed.is_set()
 
+    rivals: list[Transport] = []  # were left as silent, and may connect yet
     while True:
         if lease is None:
             outcome = wait_for_lease(owner.handle, attempts, owner.closed, pause, alive)
@@ -76,7 +79,8 @@ def connected(
                 last = transport.draining or attempts.last_chance or isinstance(lease, ServiceLease)
                 if last or patience <= 0:
                     return lease
-                if reach(transport, 0.0 if transport.silent else patience, owner.closed, alive):
+                patience = 0.0 if transport.silent else patience
+                if reach(transport, patience, owner.closed, alive, rivals):
                     transport.silent = False
                     return lease
                 if attempts.expired():  # core says so, in its own words
@@ -88,8 +92,17 @@ def connected(
             raise
         if not wanted():
             lease.done()
+            lease = None
         else:
-            transport.silent = True
+            transport.was_silent()
             lease.responded(True)
             lease.done(True)
-        lease = attempts.after_silence(transport.subchannel) if wanted() else None
+            lease = next_after(transport, attempts, rivals)
+
+
+def next_after(silent: Transport, attempts: Attempts, rivals: list[Transport]) -> Lease | None:
+    """Where to go when ``silent`` did not connect in time; keeps the list of those that may connect yet."""
+    rivals.append(silent)
+    back = [rival for rival in rivals if connected_now(rival)]
+    rivals[:] = [rival for rival in rivals if rival not in back]
+    return attempts.after_silence(silent.subchannel, [rival.subchannel for rival in back])
