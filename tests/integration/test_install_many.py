@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import httpx
@@ -85,3 +88,67 @@ def test_subclasses_of_the_transports(backends: Backends, library: Any) -> None:
     assert seen == [f"{URL}/a"] * 12
     own = [dict(got.headers).get("x-own") for server in servers for got in server.received]
     assert own.count("1") == 8
+
+
+#: Visits every endpoint with several clients at a time, a few requests each in turn.
+CROWD = """
+import asyncio, json, os, resource, sys
+import httpx
+from meshlib.clients.httpx import AsyncMeshTransport, MeshTransport
+from meshlib.runtime.config import load_config
+from meshlib.runtime.mesh import Mesh
+
+port, endpoints = int(sys.argv[1]), 600
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+mesh = Mesh(config=load_config({"picker": "round_robin", "address": {"allow_loopback": True}}))
+target = "static:///" + ",".join(f"127.1.{i // 250}.{i % 250 + 1}:{port}" for i in range(endpoints))
+url, wide = "http://orders.shop.svc", httpx.Limits(keepalive_expiry=600)
+clients = [httpx.Client(transport=MeshTransport(target, mesh=mesh, limits=wide)) for _ in range(3)]
+found, most = set(), 0
+
+async def main():
+    global most
+    transports = [AsyncMeshTransport(target, mesh=mesh, limits=wide) for _ in range(3)]
+    others = [httpx.AsyncClient(transport=transport) for transport in transports]
+    for turn in range(100):
+        for client in clients:
+            found.add(client.get(url).status_code)
+        found.update(reply.status_code for reply in await asyncio.gather(*(each.get(url) for each in others)))
+        most = max(most, len(os.listdir("/proc/self/fd")))
+    for client in others:
+        await client.aclose()
+
+before = len(os.listdir("/proc/self/fd"))
+asyncio.run(main())
+for client in clients:
+    client.close()
+mesh.close()
+print(json.dumps([sorted(found), most - before]))
+"""
+
+
+@pytest.mark.parametrize("wire", ["fast", "httpcore"])
+def test_many_clients_share_the_descriptors(wire: str) -> None:
+    """Six clients of a process with 256 descriptors, none of which has its own cap: idle connections give way."""
+    loop = LoopThread()
+    server = HttpBackend(loop, "all", "0.0.0.0", free_port("127.0.0.1"), None)
+    server.start()
+    assert server._server is not None
+    server._server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", CROWD, str(server.port)],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+            env={**os.environ, "MESHLIB_WIRE": wire},
+        )
+        assert done.returncode == 0, done.stderr
+        statuses, most = json.loads(done.stdout)
+        assert statuses == [200]
+        assert server.accepted == 600
+        assert 150 < most <= 256 * 3 // 4 + 6 + 12  # one more for each client; pipes and pollers of the loops
+    finally:
+        server.stop()
+        loop.close()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-#: Of the descriptors that the process may have, what one client's connections may take. The application needs some
-#: for itself, and at the cap idle connections make room one by one, while at EMFILE everything else fails too.
+#: Of the descriptors that the process may have, what one client's connections may take, and beyond which the clients
+#: of a process keep no idle ones for each other. The application needs some for itself, and at the cap idle connections
+#: make room one by one, while at EMFILE everything else fails too.
 SHARE = 0.75
 #: Where the limit is not known (no ``resource`` module) or "unlimited": Linux's default hard limit (INR_OPEN_MAX).
 DEFAULT_DESCRIPTORS = 4096
@@ -28,19 +30,27 @@ def default_cap() -> int:
     return max(1, int((soft if soft > 0 else DEFAULT_DESCRIPTORS) * SHARE))  # -1: unlimited
 
 
+#: Of all engines of the process, by id. Those inherited through a fork count: their descriptors are still open.
+_all: dict[int, weakref.ref[Allowance]] = {}
+
+
 class Allowance:
     """One per engine: per client, and in asyncio per loop of it. Thread-safe if ``lock`` is a lock.
 
     ``cap``: connections; 0: three quarters of the process's descriptors. ``place``: where the cap was written.
     """
 
-    __slots__ = ("_lock", "_place", "cap", "used")
+    __slots__ = ("__weakref__", "_lock", "_place", "_share", "cap", "used")
 
     def __init__(self, lock: AbstractContextManager[object], cap: int = 0, place: str = "") -> None:
         self._lock = lock
         self._place = place if cap else ""
-        self.cap = cap or default_cap()
+        share = default_cap()
+        self.cap = cap or share
+        self._share = max(self.cap, share)  # of all clients together, unless this one was told more
         self.used = 0  #: connections open or being opened
+        key = id(self)
+        _all[key] = weakref.ref(self, lambda _: _all.pop(key, None))
 
     def take(self) -> bool:
         """A connection is about to be opened. False: the cap is reached, close an idle one first."""
@@ -50,8 +60,15 @@ class Allowance:
             self.used += 1
             return True
 
+    def crowded(self) -> bool:
+        """The clients of the process together have their share: close an idle connection for one that is opened, if
+        there is any. (Their own caps still hold; the idle ones of another client may be another loop's.)"""
+        return sum(one.used for ref in list(_all.values()) if (one := ref()) is not None) >= self._share
+
     def take_ahead(self) -> bool:
-        """The same for a connection that nobody waits for: only while half of the cap is free."""
+        """The same as ``take`` for a connection that nobody waits for: only while half of the cap is free."""
+        if self.crowded():
+            return False
         with self._lock:
             if 2 * (self.used + 1) > self.cap:
                 return False

@@ -270,10 +270,15 @@ class SyncEngine(_Pools):
 
     def admit(self) -> None:
         """Count in a connection that is about to be opened. Raises ConnectError at the cap, when nothing is idle."""
+        if self.allowance.crowded():
+            self._make_room()
         while not self.allowance.take():
-            more = self._evict_more() if self._evict_more is not None else None
-            if not self.evict() and not (more is not None and more()):
+            if not self._make_room():
                 raise self.allowance.exhausted(self._core)
+
+    def _make_room(self) -> bool:
+        more = self._evict_more() if self._evict_more is not None else None
+        return self.evict() or (more is not None and more())
 
     def evict(self) -> bool:
         """Close an endpoint's idle connections. False: there are none."""
@@ -358,10 +363,15 @@ class AsyncEngine(_Pools):
 
     async def admit(self) -> None:
         """As in SyncEngine."""
+        if self.allowance.crowded():
+            await self._make_room()
         while not self.allowance.take():
-            more = self._evict_more() if self._evict_more is not None else None
-            if not await self.evict() and not (more is not None and more()):
+            if not await self._make_room():
                 raise self.allowance.exhausted(self._core)
+
+    async def _make_room(self) -> bool:
+        more = self._evict_more() if self._evict_more is not None else None
+        return await self.evict() or (more is not None and more())
 
     async def evict(self) -> bool:
         """As in SyncEngine; whoever is cancelled here leaves the closing to the loop."""

@@ -233,8 +233,10 @@ class AioFastEngine:
         """Open a connection in the place that was taken. Raises ConnectError, ConnectTimeout."""
         counted = False
         try:
+            if self.allowance.crowded():
+                await self._make_room()
             while not (counted := self.allowance.take()):
-                if not self._evict() and not await self._other.evict():
+                if not await self._make_room():
                     raise self.allowance.exhausted(self._core)
             return await self._dial(slot, step.lease.endpoint, out.tls_name, out.connect_timeout)
         except BaseException:
@@ -307,8 +309,12 @@ class AioFastEngine:
             self._dispose([connection])
         return kept
 
+    async def _make_room(self) -> bool:
+        """Close an idle connection, of whichever wire. False: all are busy."""
+        return self._evict() or await self._other.evict()
+
     def _evict(self) -> bool:
-        """Close an idle connection to make room. False: all are busy."""
+        """The same for those of the fast wire."""
         idle = self._slots.evict()
         if idle is not None:
             self._dispose([idle])

@@ -207,8 +207,10 @@ class SyncFastEngine:
         """Open a connection in the place that was taken. Raises ConnectError, ConnectTimeout."""
         counted = False
         try:
+            if self.allowance.crowded():
+                self._make_room()
             while not (counted := self.allowance.take()):
-                if not self._evict() and not self._other.evict():
+                if not self._make_room():
                     raise self.allowance.exhausted(self._core)
             return self._dial(slot, step.lease.endpoint, out.tls_name, out.connect_timeout)
         except BaseException:
@@ -281,8 +283,12 @@ class SyncFastEngine:
             self._dispose([connection])
         return kept
 
+    def _make_room(self) -> bool:
+        """Close an idle connection, of whichever wire. False: all are busy."""
+        return self._evict() or self._other.evict()
+
     def _evict(self) -> bool:
-        """Close an idle connection to make room. False: all are busy."""
+        """The same for those of the fast wire."""
         idle = self._slots.evict()
         if idle is not None:
             self._dispose([idle])
