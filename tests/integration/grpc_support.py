@@ -47,6 +47,12 @@ class Shop:
         return meshlib.grpc.aio.insecure_channel(TARGET, mesh=self.mesh, **options)
 
     @property
+    def addresses(self) -> list[str]:
+        """What is known now."""
+        endpoints = self.mesh.target(TARGET).status()["endpoints"]
+        return [f"{e['address']}:{e['port']}" for e in endpoints]
+
+    @property
     def inflight(self) -> int:
         return sum(e["inflight"] for e in self.mesh.target(TARGET).status()["endpoints"])
 

@@ -374,7 +374,8 @@ def test_cancellation_leaves_no_count(mesh: Shop, backends: Backends) -> None:
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-            await asyncio.to_thread(mesh.known)  # half of a deadline may be spent on that, then it is UNAVAILABLE
+            # half of a deadline may be spent on the first knowledge, and then it is UNAVAILABLE
+            await asyncio.to_thread(mesh.known)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await channel.unary_unary(UU)(b"x", timeout=0.02)
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -13,7 +13,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.integration.grpc_support import US, UU, Shop, shop
+from tests.components.backends import Backends
+from tests.components.relay import relay
+from tests.integration.grpc_support import US, UU, Shop, eventually, shop
 
 ROUND_ROBIN = [("grpc.lb_policy_name", "round_robin"), ("grpc.use_local_subchannel_pool", 1)]
 #: Seconds of load: each connection lives a tenth of a second, so it ends a few dozen times.
@@ -145,3 +147,102 @@ def test_connections_that_age_lose_no_asyncio_call(mesh: Shop) -> None:
         assert len(servers.peers) > len(servers.addresses)
     assert set(seen) == set(expected) == {"answered"}
     assert mesh.inflight == 0
+
+
+#: The last one since grpcio's core has a time limit for all pings, a minute unless told otherwise.
+KEEPALIVE = [
+    ("grpc.keepalive_time_ms", 200),
+    ("grpc.keepalive_timeout_ms", 200),
+    ("grpc.http2.ping_timeout_ms", 200),
+]
+
+
+def told(error: Any) -> tuple[Any, ...]:
+    # Core wraps the reason in these words when the stream was already being torn down: chance, not behaviour.
+    return type(error), error.code(), error.details().replace("Stream removed (", "").rstrip(")")
+
+
+def lost(channel: Any, dark: Any, timeout: float) -> tuple[Any, ...]:
+    """What becomes of a call on a connection on which nothing passes any more."""
+    call = channel.unary_unary(UU)
+    assert call(b"x", timeout=30)
+    dark.go_dark()
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"x", timeout=timeout)
+    return told(caught.value)
+
+
+async def aio_lost(channel: Any, dark: Any, timeout: float) -> tuple[Any, ...]:
+    async with channel:
+        call = channel.unary_unary(UU)
+        assert await call(b"x", timeout=30)
+        dark.go_dark()
+        with pytest.raises(grpc.RpcError) as caught:
+            await call(b"x", timeout=timeout)
+        return told(caught.value)
+
+
+@pytest.mark.parametrize(("options", "timeout"), [(KEEPALIVE, 30.0), ([], 0.3)], ids=["keepalive", "none"])
+def test_a_connection_on_which_nothing_passes(
+    mesh: Shop, backends: Backends, options: list[Any], timeout: float
+) -> None:
+    """With grpc's keepalive options the call ends by them, without with its deadline, both as on a bare channel."""
+    (server,) = backends.grpc(1)
+    with relay(server.address) as dark, grpc.insecure_channel(dark.address, options=options) as bare:
+        expected = lost(bare, dark, timeout)
+    with relay(server.address) as dark:
+        mesh.serve([dark.address])
+        assert lost(mesh.channel(options=options), dark, timeout) == expected
+    assert expected[1] is (grpc.StatusCode.UNAVAILABLE if options else grpc.StatusCode.DEADLINE_EXCEEDED)
+
+    async def theirs(address: str, dark: Any) -> Any:
+        return await aio_lost(grpc.aio.insecure_channel(address, options=options), dark, timeout)
+
+    async def ours(dark: Any) -> Any:
+        return await aio_lost(mesh.aio_channel(options=options), dark, timeout)
+
+    with relay(server.address) as dark:
+        expected = asyncio.run(theirs(dark.address, dark))
+    with relay(server.address) as dark:
+        mesh.serve([dark.address])
+        eventually(lambda: mesh.addresses == [dark.address])
+        assert asyncio.run(ours(dark)) == expected
+    eventually(lambda: mesh.inflight == 0)
+
+
+def test_a_lost_call_is_not_sent_again_and_the_next_goes_elsewhere(mesh: Shop, backends: Backends) -> None:
+    """Nobody knows what the lost one did; its connection ends by keepalive, and a new one is not waited for."""
+    left, other = backends.grpc(2)
+    with relay(left.address) as dark:
+        mesh.serve([dark.address, other])
+        mesh.known()
+        call = mesh.channel(options=KEEPALIVE).unary_unary(UU)
+        while not (left.requests and other.requests):
+            call(b"x", timeout=30)
+        before = other.requests
+        dark.go_dark()
+        ends = []
+        for _ in range(20):
+            try:
+                call(b"x", timeout=30)
+                ends.append(grpc.StatusCode.OK)
+            except grpc.RpcError as error:
+                ends.append(error.code())
+    assert Counter(ends) == {grpc.StatusCode.UNAVAILABLE: 1, grpc.StatusCode.OK: 19}
+    assert other.requests == before + 19
+
+
+def test_without_keepalive_load_aware_policies_leave_it(backends: Backends) -> None:
+    """The deadlines that pass there count against the endpoint."""
+    left, other = backends.grpc(2)
+    with shop(picker="peak_ewma") as mesh, relay(left.address) as dark:
+        mesh.serve([dark.address, other])
+        mesh.known()
+        call = mesh.channel().unary_unary(UU)
+        while not (left.requests and other.requests):
+            call(b"x", timeout=30)
+        dark.go_dark()
+        ends = [call.future(b"x", timeout=1).code() for _ in range(60)]
+        late = ends.count(grpc.StatusCode.DEADLINE_EXCEEDED)
+        assert ends.count(grpc.StatusCode.OK) + late == len(ends)
+        assert late <= len(ends) // 4  # round_robin: half of them
