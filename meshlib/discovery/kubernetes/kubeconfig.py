@@ -207,7 +207,8 @@ class KubeconfigCredentials:
         info = {**cluster.value}
         if tls.ca_data:  # a plugin is given the data, whichever way the file has it
             info["certificate-authority-data"] = base64.b64encode(tls.ca_data).decode()
-        proxy = getattr(configuration, "proxy", None) or ""
+        # the package itself knows this field since version 31
+        proxy = str(cluster.safe_get("proxy-url") or "")
         if section is not None and not isinstance(section, dict):
             raise ConfigError(self.description, "the user's exec is no mapping")
         return _Loaded(server, namespace, name, proxy, tls, configuration, section, info, folder, files)

@@ -14,6 +14,7 @@ import meshlib.httpx
 from meshlib.clients.httpx import AsyncMeshTransport, MeshTransport, unwrap, wrap
 from meshlib.clients.httpx.pool import AsyncMeshPool, MeshPool
 from meshlib.errors import ConfigError, TargetError
+from meshlib.runtime.config import load_config
 
 
 class FakeMesh:
@@ -21,6 +22,7 @@ class FakeMesh:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, int | None]] = []
+        self.config = load_config({})
 
     def for_url(self, scheme: str, host: str, port: int | None) -> None:
         self.asked.append((scheme, host, port))
