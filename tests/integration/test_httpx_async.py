@@ -285,6 +285,27 @@ def test_dropped_response_is_settled(backends: Backends) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_client_dropped_without_close(backends: Backends) -> None:
+    """Its loop goes on: its connections close, the idle one and that of a reply which nobody read."""
+    (server,) = backends.http(1)
+    handle = handle_for([server])
+
+    async def main() -> None:
+        client: Any = httpx.AsyncClient(transport=async_transport(handle))
+        reply: Any = await client.send(client.build_request("GET", f"{URL}/stream/1000/0.01"), stream=True)
+        await client.get(URL)
+        assert server.connections == 2
+        del client, reply
+        gc.collect()
+        gc.collect()  # what a finalizer of the first time brought back
+        assert await eventually(lambda: server.connections == 0)
+
+    asyncio.run(main())
+    handle.replace([])
+
+
 def test_unwrapped_client_drains(backends: Backends) -> None:
     """After unwrap a stream in flight is read to its end and its connection closes; new requests go elsewhere."""
     from meshlib.clients.httpx import unwrap, wrap

@@ -324,6 +324,17 @@ class SyncEngine(_Pools):
         pool._close_connections(_surplus(pool))
 
 
+def on_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    """Call it on the loop soon, from any thread."""
+    if loop.is_closed():
+        return  # its transports are dead; dropping the references is all that can be done
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        if not loop.is_closed():  # closed between the look and the call: as above
+            raise
+
+
 class AsyncEngine(_Pools):
     """For asyncio: one engine per MeshPool and event loop, used on that loop only (except ``retire``)."""
 
@@ -413,13 +424,7 @@ class AsyncEngine(_Pools):
             await asyncio.gather(*self._closing)
 
     def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
-        if self.loop.is_closed():
-            return  # its transports are dead; dropping the references is all that can be done
-        try:
-            self.loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:
-            if not self.loop.is_closed():  # closed between the look and the call: as above
-                raise
+        on_loop(self.loop, function, *arguments)
 
     def _retire(self, subchannel: Subchannel) -> None:
         for pool in self._forget(subchannel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -43,6 +44,18 @@ class _Waiter:
             self.future.set_result(None)
 
 
+def _dropped(loop: asyncio.AbstractEventLoop, slots: Slots) -> None:
+    """The engine was collected, in any thread and in the middle of anything."""
+    if slots.count():
+        wire.on_loop(loop, _abort, slots)
+
+
+def _abort(slots: Slots) -> None:
+    for slot in slots.forget_all():
+        for connection in (*slot.idle, *slot.busy):
+            connection.close()
+
+
 class AioFastEngine:
     """An Engine (see ``wire``). Used on its loop only, except where a method says otherwise."""
 
@@ -67,6 +80,8 @@ class AioFastEngine:
         self.unread: deque[Any] = deque()
         self._warmer = AioWarmer(loop, self.open_ahead)
         self._inherited = False  #: by a fork: the connections, and the loop's epoll, are the parent's too
+        # the loop holds the connections of a client that was dropped without close
+        weakref.finalize(self, _dropped, loop, self._slots).atexit = False
 
     def pool_count(self) -> int:
         return self._slots.count() + self._other.pool_count()
@@ -169,13 +184,7 @@ class AioFastEngine:
         await self._other.close()
 
     def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
-        if self.loop.is_closed():
-            return  # its transports are dead; dropping the references is all that can be done
-        try:
-            self.loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:
-            if not self.loop.is_closed():  # closed between the look and the call: as above
-                raise
+        wire.on_loop(self.loop, function, *arguments)
 
     def _retire(self, subchannel: Subchannel) -> None:
         self._warmer.left(subchannel)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import weakref
 from typing import Any
 
 from meshlib.clients.httpx.fast.reply import ReplyParser
@@ -29,6 +30,7 @@ class AioConnection(asyncio.Protocol):
         "_core",
         "_deadline",
         "_drained",
+        "_engine",
         "_error",
         "_loop",
         "_paused_reading",
@@ -37,7 +39,6 @@ class AioConnection(asyncio.Protocol):
         "_timer",
         "_waiter",
         "check",
-        "engine",
         "expires_at",
         "idle_since",
         "lost",
@@ -51,7 +52,7 @@ class AioConnection(asyncio.Protocol):
         self._core = core
         self._loop = loop
         self.slot = slot
-        self.engine = engine
+        self._engine: weakref.ref[Any] = weakref.ref(engine)  # the loop holds us: a dropped client must end
         self.reply = ReplyParser(core.RemoteProtocolError)
         self.transport: Any = None
         self.expires_at = self.idle_since = 0.0
@@ -118,8 +119,8 @@ class AioConnection(asyncio.Protocol):
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         self._wake()
-        if not self.serving:
-            self.engine.lost(self)
+        if not self.serving and (engine := self._engine()) is not None:
+            engine.lost(self)
 
     def pause_writing(self) -> None:
         self._drained = self._loop.create_future()
