@@ -19,9 +19,9 @@ oldest_grpcio=$(printf '%s\n' "${bounds[@]}" | sed -n 's/^grpcio==//p')
 
 httpx_tests=(
   tests/unit/clients_httpx tests/property/clients_httpx
-  tests/integration/test_httpx_{sync,async,wires,fast,tls,http2,fork,scenarios}.py
+  tests/integration/test_httpx_{sync,async,wires,fast,tls,fork}.py tests/unit/discovery/kubernetes/test_credentials.py
 )
-httpx2_tests=(tests/integration/test_httpx_flavours.py tests/integration/test_install_httpx.py)
+httpx2_tests=(tests/integration/test_httpx_{flavours,http2,scenarios}.py tests/integration/test_install_httpx.py)
 grpc_tests=(
   tests/unit/clients_grpc tests/property/clients_grpc
   tests/integration/test_grpc_{differential,sync,aio,aio_interceptors,connections}.py tests/integration/test_install_grpc.py

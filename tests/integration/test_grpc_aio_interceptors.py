@@ -70,7 +70,7 @@ async def all_kinds(make: Callable[..., Any], log: list[Any]) -> Any:
         found = [
             await call,
             await call.code(),
-            dict(await call.initial_metadata())["x-got-mine"],
+            (await call.initial_metadata())["x-got-mine"],
             call.done(),
         ]
         found.append([m async for m in channel.unary_stream(US)(b"x", timeout=10, wait_for_ready=True)])
