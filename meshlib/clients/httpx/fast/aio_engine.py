@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -44,12 +43,6 @@ class _Waiter:
             self.future.set_result(None)
 
 
-def _dropped(loop: asyncio.AbstractEventLoop, slots: Slots) -> None:
-    """The engine was collected, in any thread and in the middle of anything."""
-    if slots.count():
-        wire.on_loop(loop, _abort, slots)
-
-
 def _abort(slots: Slots) -> None:
     for slot in slots.forget_all():
         for connection in (*slot.idle, *slot.busy):
@@ -80,8 +73,11 @@ class AioFastEngine:
         self.unread: deque[Any] = deque()
         self._warmer = AioWarmer(loop, self.open_ahead)
         self._inherited = False  #: by a fork: the connections, and the loop's epoll, are the parent's too
-        # the loop holds the connections of a client that was dropped without close
-        weakref.finalize(self, _dropped, loop, self._slots).atexit = False
+
+    def __del__(self) -> None:
+        """Dropped without close: the loop still holds the connections. In any thread, in the middle of anything."""
+        if not self._inherited and self._slots.count():
+            wire.on_loop(self.loop, _abort, self._slots)
 
     def pool_count(self) -> int:
         return self._slots.count() + self._other.pool_count()
