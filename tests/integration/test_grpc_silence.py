@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import grpc
 import pytest
 
 from tests.components.backends import Backends
+from tests.components.process import free_port
 from tests.components.relay import relay
 from tests.components.silent import silent_address
 from tests.integration.grpc_support import SS, SU, TARGET, US, UU, Shop, eventually, shop
@@ -80,6 +82,54 @@ def test_an_asyncio_call_leaves_a_silent_endpoint(mesh: Shop, backends: Backends
         mesh.known()
         asyncio.run(calls())
     assert server.requests == 2
+    assert mesh.inflight == 0
+
+
+@pytest.mark.parametrize("name", ["unary", "future", "stream", "chat"])
+def test_a_refused_call_does_not_wait_for_a_silent_endpoint(
+    mesh: Shop, backends: Backends, name: str
+) -> None:
+    """Where a call goes after a refusal, too, has only a part of the time to connect."""
+    (server,) = backends.grpc(1)
+    with silent_address("127.0.0.2") as dark:
+        mesh.serve(
+            [f"127.0.0.1:{free_port('127.0.0.1')}", dark, server.address]
+        )  # in the order of a rotation
+        mesh.known()
+        for _ in range(3):  # beginning at each
+            assert SYNC[name](mesh.channel(), DEADLINE)
+    eventually(lambda: mesh.inflight == 0)
+
+
+RETRY = {
+    "maxAttempts": 3,
+    "initialBackoff": "60s",
+    "maxBackoff": "60s",
+    "backoffMultiplier": 1,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+
+
+@pytest.mark.parametrize("config", [{"waitForReady": True}, {"retryPolicy": RETRY}], ids=["wait", "retry"])
+def test_a_service_config_keeps_no_call_at_a_refusing_endpoint(
+    mesh: Shop, backends: Backends, config: dict[str, Any]
+) -> None:
+    """Core would wait there, or try there again, although others can serve; under round_robin it does neither."""
+    (server,) = backends.grpc(1)
+    options = [("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], **config}]}))]
+
+    async def calls() -> None:
+        async with mesh.aio_channel(options=options) as channel:
+            for name in [*AIO, *AIO]:
+                assert await AIO[name](channel, 20)
+
+    mesh.serve([f"127.0.0.200:{free_port('127.0.0.200')}", server.address])
+    mesh.known()
+    channel = mesh.channel(options=options)
+    for name in [*SYNC, *SYNC]:
+        assert SYNC[name](channel, 20)
+    asyncio.run(calls())
+    assert server.requests == 2 * (len(SYNC) + len(AIO))
     assert mesh.inflight == 0
 
 

@@ -13,7 +13,7 @@ from meshlib.clients.grpc.aio_pool import LoopPool, at_once
 from meshlib.clients.grpc.attempts import Attempts
 from meshlib.clients.grpc.callbacks import run_callbacks
 from meshlib.clients.grpc.pool import Bound
-from meshlib.clients.grpc.reach import connected_now, reach_async, undecided
+from meshlib.clients.grpc.reach import connected_now, holds_calls, reach_async, undecided
 from meshlib.clients.grpc.status import (
     CANCEL_DETAILS,
     DEADLINE_DETAILS,
@@ -300,13 +300,15 @@ class AioAttempts:
     async def _connected(self, transport: Transport) -> bool:
         """Whether a call goes out at once, or fails at once; False: the endpoint did not connect in its time."""
         attempts = self.attempts
-        if transport.draining or attempts.last_chance or not undecided(transport.look(True)):
+        if transport.draining or attempts.last_chance:
             return True
+        if not undecided(transport.look(True)):
+            return not holds_calls(transport)
         others = any(connected_now(other) for other in self._pool.transports)
         patience = 0.0 if transport.silent else attempts.patience(others)
         if await reach_async(transport, patience, self._rivals or ()):
             transport.silent = False
-            return True
+            return not holds_calls(transport)
         if attempts.expired():
             return True  # core says so, in its own words
         transport.was_silent()

@@ -24,7 +24,7 @@ from meshlib.clients.grpc.attempts import SHORT_PATIENCE
 from meshlib.clients.grpc.channel import METHODS, factory, registered_argument
 from meshlib.clients.grpc.connectivity import EAGER, RELAXED, aggregate
 from meshlib.clients.grpc.hash_key import HashKey, Keys
-from meshlib.clients.grpc.options import Options, channel_options
+from meshlib.clients.grpc.options import Options, channel_options, core_waits
 from meshlib.clients.grpc.otherwise import Bare
 from meshlib.clients.grpc.routing import AIO, Make, channel
 from meshlib.errors import MeshError
@@ -55,12 +55,14 @@ class AioMeshChannel(grpc.aio.Channel):
         connect: Callable[[str], grpc.aio.Channel],
         hash_key: HashKey | None = None,
         bare: Bare | None = None,
+        core_waits: bool = False,
     ) -> None:
         self._handle = handle
         self._make_bare = bare
         self._bare: dict[asyncio.AbstractEventLoop, Any] = {}
         self._key = Keys(handle, hash_key)
         self._connect = connect
+        self._core_waits = core_waits
         self._lock = new_lock()
         self._pools: dict[asyncio.AbstractEventLoop, LoopPool] = {}
         self._methods: dict[tuple[Any, ...], AioMultiCallable] = {}
@@ -163,7 +165,7 @@ class AioMeshChannel(grpc.aio.Channel):
                     raise grpc.aio.UsageError("Channel is closed.")
                 for other in [known for known in self._pools if known.is_closed()]:
                     self._pools.pop(other).abandon()
-                pool = self._pools[loop] = LoopPool(loop, self._connect)
+                pool = self._pools[loop] = LoopPool(loop, self._connect, self._core_waits)
         return pool
 
     def _drop(self, subchannel: Subchannel) -> None:
@@ -337,7 +339,12 @@ def _maker(handle: TargetHandle, hash_key: HashKey | None) -> Make:
         *others, interceptors = rest
         around, below = split(interceptors)
         return intercepted(
-            AioMeshChannel(handle, lambda address: original(address, merged, *others, below), hash_key),
+            AioMeshChannel(
+                handle,
+                lambda address: original(address, merged, *others, below),
+                hash_key,
+                core_waits=core_waits(merged),
+            ),
             around,
         )
 

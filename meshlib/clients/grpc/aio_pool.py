@@ -40,10 +40,16 @@ def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
 class LoopPool:
     """Transports by Subchannel, and each method's callable on them. Used on its loop only."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connect: Callable[[str], grpc.aio.Channel]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connect: Callable[[str], grpc.aio.Channel],
+        core_waits: bool = False,
+    ) -> None:
         self.loop = loop
         self.closed = False
         self._connect = connect
+        self._core_waits = core_waits
         self._transports: dict[Subchannel, Transport] = {}
         #: No longer for new calls, but still with some; ``close`` ends those, too.
         self._leaving: set[Transport] = set()
@@ -91,7 +97,8 @@ class LoopPool:
         transport = self._transports.get(subchannel)
         if transport is None or transport.closed:
             target = endpoint_target(subchannel.endpoint)
-            transport = Transport(self._connect(target), target, subchannel, _NO_LOCK, self._shut)
+            made = self._connect(target)
+            transport = Transport(made, target, subchannel, _NO_LOCK, self._shut, self._core_waits)
             if isinstance(lease, ServiceLease):
                 transport.draining = True  # its Subchannel is made for this one try
                 self._leaving.add(transport)

@@ -17,7 +17,7 @@ import grpc
 from meshlib.clients.grpc.attempts import Attempts
 from meshlib.clients.grpc.callbacks import run_callbacks
 from meshlib.clients.grpc.otherwise import Nobody
-from meshlib.clients.grpc.reach import undecided
+from meshlib.clients.grpc.reach import holds_calls, undecided
 from meshlib.clients.grpc.requests import RequestSource
 from meshlib.clients.grpc.status import (
     CANCEL_DETAILS,
@@ -95,7 +95,7 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
         try:
             transport = self._owner.transport(lease)
             try:
-                if transport.draining or not undecided(transport.look(True)):
+                if transport.draining or not (undecided(transport.look(True)) or holds_calls(transport)):
                     return True
             finally:
                 transport.end()
@@ -159,9 +159,12 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
             if attempt is not self._attempt or self._callbacks is None:
                 return None
             code = attempt.rendezvous.code()
-            fresh = self._move_on(attempt) if self._refused(attempt, code) else None
+            fresh, lease = self._move_on(attempt) if self._refused(attempt, code) else (None, None)
             if fresh is not None or self._error is not None:
                 self._attempt = fresh
+            elif lease is not None:
+                self._attempt = None
+                waiting = 0.0
             elif self._attempts.wait_for_ready and self._refused(attempt, code) and self._replayable():
                 self._attempt = None
                 waiting = self._attempts.next_round()
@@ -173,7 +176,7 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
                 self._pin.clear()
             self._condition.notify_all()
         if waiting is not None:
-            self._wait(waiting)
+            self._wait(waiting, lease)
         run_callbacks(callbacks)
         return fresh
 
@@ -190,21 +193,27 @@ class MeshCall(grpc.RpcError, grpc.Call, _Future):
         details = attempt.rendezvous.details()
         return is_refusal(code, details, attempt.completion.transport.target) and is_local(details)
 
-    def _move_on(self, attempt: Attempt) -> Attempt | None:
-        """The attempt on the next endpoint, or None; with ``_error`` set when the call has to end otherwise."""
+    def _move_on(self, attempt: Attempt) -> tuple[Attempt | None, Lease | None]:
+        """The attempt on the next endpoint, or where to wait for a connection first; with ``_error`` set when the call
+        has to end otherwise.
+        """
         completion = attempt.completion
         completion.responded(True)
         completion.done(True)
         if not self._replayable():
-            return None
+            return None, None
         lease = self._attempts.after_refusal(completion.lease.subchannel)
         if lease is None:
-            return None
+            return None, None
         try:
-            return self._launch_within(lease)
+            if not self._attempts.last_chance and not self._decided(lease):
+                return None, lease
+            return self._launch_within(lease), None
         except MeshRpcError as error:
             self._error = error
-            return None
+        except ValueError as error:
+            self._error = MeshRpcError(grpc.StatusCode.CANCELLED, CLOSED_DETAILS, error)
+        return None, None
 
     def _launch_within(self, lease: Lease) -> Attempt:
         """A later attempt: what grpc would raise at once becomes the call's error."""

@@ -18,7 +18,7 @@ from meshlib.clients.grpc.multicallables import (
     UnaryStream,
     UnaryUnary,
 )
-from meshlib.clients.grpc.options import Options, channel_options
+from meshlib.clients.grpc.options import Options, channel_options, core_waits
 from meshlib.clients.grpc.otherwise import Bare
 from meshlib.clients.grpc.pool import Pool
 from meshlib.clients.grpc.routing import SYNC, Make, channel
@@ -53,10 +53,11 @@ class MeshChannel(grpc.Channel):
         connect: Callable[[str], grpc.Channel],
         hash_key: HashKey | None = None,
         bare: Bare | None = None,
+        core_waits: bool = False,
     ) -> None:
         self._handle = handle
         self._key = Keys(handle, hash_key)
-        self._pool = Pool(connect)
+        self._pool = Pool(connect, core_waits)
         self._connectivity = Connectivity(handle, self._pool)
         self._lock = new_lock()
         self._make_bare = bare
@@ -271,6 +272,9 @@ def _maker(handle: TargetHandle, hash_key: HashKey | None) -> Make:
 
     def make(original: Any, target: str, options: Options, *rest: Any) -> grpc.Channel:
         merged = channel_options(options, handle.authority)
-        return MeshChannel(handle, lambda address: original(address, merged, *rest), hash_key)
+        waits = core_waits(merged)
+        return MeshChannel(
+            handle, lambda address: original(address, merged, *rest), hash_key, core_waits=waits
+        )
 
     return make

@@ -39,6 +39,11 @@ def channel_options(user: Options | None, authority: str) -> tuple[tuple[str, An
     return given + tuple(pair for pair in ours if pair[0] not in names)
 
 
+def core_waits(options: Options) -> bool:
+    """Whether core itself may wait or try again on an endpoint that refuses: ``waitForReady``, ``retryPolicy``."""
+    return any(name == "grpc.service_config" for name, _ in options)
+
+
 def endpoint_target(endpoint: Endpoint) -> str:
     """gRPC's target string for one address: ``ipv4:1.2.3.4:80`` or ``ipv6:%5B2001:db8::1%5D:80``.
 

@@ -33,8 +33,9 @@ class Bound:
 class Pool:
     """Transports by Subchannel. Thread-safe; ``drop`` may be called from the control thread."""
 
-    def __init__(self, connect: Callable[[str], Any]) -> None:
+    def __init__(self, connect: Callable[[str], Any], core_waits: bool = False) -> None:
         self._connect = connect
+        self._core_waits = core_waits
         self._lock = new_lock()
         self._transports: dict[Subchannel, Transport] = {}
         #: No longer for new calls, but still with some; ``close`` ends those, too.
@@ -110,7 +111,8 @@ class Pool:
             transport = self._transports.get(subchannel)
             if transport is None:
                 target = endpoint_target(subchannel.endpoint)
-                transport = Transport(self._connect(target), target, subchannel, new_lock(), self._shut)
+                made = self._connect(target)
+                transport = Transport(made, target, subchannel, new_lock(), self._shut, self._core_waits)
                 if isinstance(lease, ServiceLease):
                     # Its Subchannel is made for this one try; when the try makes it sticky, the set brings its own.
                     transport.draining = True

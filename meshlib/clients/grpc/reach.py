@@ -69,6 +69,14 @@ def undecided(state: int) -> bool:
     return state in (IDLE, CONNECTING)
 
 
+def holds_calls(transport: Transport) -> bool:
+    """Whether a call that is sent now could stay inside core although it fails to connect."""
+    try:
+        return transport.core_waits and transport.look(False) == TRANSIENT_FAILURE
+    except ValueError:
+        return False  # closed: a call says so itself
+
+
 def connected_now(transport: Transport) -> bool:
     """Whether there is a connection; of a channel that was closed meanwhile there is none."""
     try:

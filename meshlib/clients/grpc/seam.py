@@ -16,7 +16,7 @@ from meshlib.clients.grpc import routing
 from meshlib.clients.grpc.aio_channel import AioMeshChannel
 from meshlib.clients.grpc.aio_interceptors import intercepted, split
 from meshlib.clients.grpc.channel import MeshChannel
-from meshlib.clients.grpc.options import channel_options
+from meshlib.clients.grpc.options import channel_options, core_waits
 from meshlib.clients.grpc.ours import ByHost, whose
 from meshlib.clients.grpc.switch import AioSwitchChannel, SwitchChannel
 from meshlib.model.hosts import HostKind
@@ -59,7 +59,7 @@ class Seam:
             return original(target, options, *rest)
 
         def balanced(handle: TargetHandle, to: Callable[[str], Any], by_host: bool) -> Any:
-            return MeshChannel(handle, to, bare=bare if by_host else None)
+            return MeshChannel(handle, to, bare=bare if by_host else None, core_waits=core_waits(options))
 
         return self._channel(target, options, connect, bare, balanced, SwitchChannel)
 
@@ -75,7 +75,9 @@ class Seam:
             return original(target, options, *others, split(interceptors)[1])
 
         def balanced(handle: TargetHandle, to: Callable[[str], Any], by_host: bool) -> Any:
-            channel = AioMeshChannel(handle, to, bare=beneath if by_host else None)
+            channel = AioMeshChannel(
+                handle, to, bare=beneath if by_host else None, core_waits=core_waits(options)
+            )
             return intercepted(channel, split(interceptors)[0])
 
         return self._channel(

@@ -30,6 +30,7 @@ class Transport:
         "_shut",
         "channel",
         "closed",
+        "core_waits",
         "draining",
         "driven",
         "look",
@@ -47,6 +48,7 @@ class Transport:
         subchannel: Subchannel,
         lock: AbstractContextManager[object],
         shut: Callable[[Transport], None],
+        core_waits: bool = False,
     ) -> None:
         self.channel = channel
         self.target = target
@@ -64,6 +66,8 @@ class Transport:
         self.look = state_of(channel)
         #: Did not connect in the time that a call had for it: nobody waits for it again until it has answered a call.
         self.silent = False
+        #: See ``options``; then a call leaves an endpoint that fails to connect before it is handed over.
+        self.core_waits = core_waits
         #: A helper thread is moving its connection forward.
         self.driven = False
         self._lock = lock

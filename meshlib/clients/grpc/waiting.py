@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from meshlib.clients.grpc.attempts import Attempts
-from meshlib.clients.grpc.reach import connected_now, reach
+from meshlib.clients.grpc.reach import connected_now, holds_calls, reach
 from meshlib.clients.grpc.status import CANCEL_DETAILS, CLOSED_DETAILS, MeshRpcError
 from meshlib.errors import MeshError
 from meshlib.runtime.handle import TargetHandle
@@ -82,8 +82,9 @@ def connected(
                 patience = 0.0 if transport.silent else patience
                 if reach(transport, patience, owner.closed, alive, rivals):
                     transport.silent = False
-                    return lease
-                if attempts.expired():  # core says so, in its own words
+                    if not holds_calls(transport):
+                        return lease
+                elif attempts.expired():  # core says so, in its own words
                     return lease
             finally:
                 transport.end()
@@ -94,7 +95,8 @@ def connected(
             lease.done()
             lease = None
         else:
-            transport.was_silent()
+            if not holds_calls(transport):
+                transport.was_silent()
             lease.responded(True)
             lease.done(True)
             lease = next_after(transport, attempts, rivals)
