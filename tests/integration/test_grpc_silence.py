@@ -91,10 +91,9 @@ def test_a_refused_call_does_not_wait_for_a_silent_endpoint(
 ) -> None:
     """Where a call goes after a refusal, too, has only a part of the time to connect."""
     (server,) = backends.grpc(1)
-    with silent_address("127.0.0.2") as dark:
-        mesh.serve(
-            [f"127.0.0.1:{free_port('127.0.0.1')}", dark, server.address]
-        )  # in the order of a rotation
+    with silent_address("127.0.0.4") as dark:
+        refusing = f"127.0.0.3:{free_port('127.0.0.3')}"
+        mesh.serve([server, refusing, dark])  # in the order of a rotation: after the refusal comes silence
         mesh.known()
         for _ in range(3):  # beginning at each
             assert SYNC[name](mesh.channel(), DEADLINE)
