@@ -24,7 +24,7 @@ httpx_tests=(
 httpx2_tests=(tests/integration/test_httpx_{flavours,http2,scenarios}.py tests/integration/test_install_httpx.py)
 grpc_tests=(
   tests/unit/clients_grpc tests/property/clients_grpc
-  tests/integration/test_grpc_{differential,sync,aio,aio_interceptors,connections}.py tests/integration/test_install_grpc.py
+  tests/integration/test_grpc_{differential,sync,aio,aio_interceptors,connections,silence}.py tests/integration/test_install_grpc.py
 )
 unsupported_tests=(tests/unit/clients_install/test_unsupported.py)
 
