@@ -41,7 +41,7 @@ for set in "${@:-oldest oldest-httpx2 newest unsupported}"; do
         ;;
       newest)
         libraries=("${names[@]}" httpx2 grpcio-health-checking grpcio-tools)
-        tests=("${httpx_tests[@]}" "${httpx2_tests[@]}" "${grpc_tests[@]}")
+        tests=("${httpx_tests[@]}" "${httpx2_tests[@]}" "${grpc_tests[@]}" "${interceptor_tests[@]}")
         ;;
       unsupported)
         libraries=("${names[@]}" httpx==0.23.3 httpcore==0.16.3 grpcio-health-checking)
