@@ -7,6 +7,7 @@ A component that is not installed skips its tests with one line; where MESHLIB_R
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,6 +53,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 shared = shared or (lane if is_shared else "")
         if shared and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(shared))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_installed() -> Iterator[None]:
+    """A test that fails between install() and uninstall() fails alone."""
+    yield
+    install = sys.modules.get("meshlib.clients.install")
+    if install is not None:
+        install.uninstall()
 
 
 @pytest.fixture(scope="session")
