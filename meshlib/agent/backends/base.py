@@ -1,0 +1,66 @@
+"""The contract between the engine and a backend.
+
+A backend belongs to one thread: the engine calls it from its worker thread only; it keeps no thread, loop or clock of its
+own. Times are monotonic seconds, passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from meshlib.agent.desired import Frontend, Hairpin, Place
+from meshlib.agent.objects import Failed, Objects, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether a backend works here, found by trying (in a namespace of its own where that is permitted)."""
+
+    usable: bool
+    reason: str  #: why not, and what to do about it; where usable, versions of what was found
+    families: tuple[int, ...] = (4, 6)
+
+
+class Backend(Protocol):
+    """One way to program one family of a node."""
+
+    @property
+    def name(self) -> str:
+        """ipvs, nftables, iptables or userspace."""
+        ...
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of its objects in the order in which they are added; removal goes the other way round."""
+        ...
+
+    def probe(self) -> Probe:
+        """Try it out. Leaves nothing behind, raises nothing."""
+        ...
+
+    def fixed(self, place: Place) -> Objects:
+        """What is there whatever the frontends are: tables, chains, the pod ranges. Pure."""
+        ...
+
+    def translate(self, frontend: Frontend, place: Place) -> Objects:
+        """What one frontend needs. Pure, and independent of other frontends."""
+        ...
+
+    def translate_hairpin(self, hairpin: Hairpin, place: Place) -> Objects:
+        """What one local endpoint needs. Pure."""
+        ...
+
+    def dump(self, family: int) -> Objects:
+        """What of ours (and, where ours cannot be told apart, of anybody) the kernel holds. Raises OSError."""
+        ...
+
+    def apply(self, plan: Plan, now: float) -> Sequence[Failed]:
+        """Carry the plan out in order, as far as it goes; what failed comes back, the rest is done. Raises nothing
+        that the kernel says; a lost answer (ENOBUFS) makes every operation without an answer a failed one."""
+        ...
+
+    def tick(self, now: float) -> float | None:
+        """Work that waits for time (draining destinations). Returns when to be called next; None: nothing waits."""
+        ...
