@@ -1,7 +1,7 @@
 """The contract between the engine and a backend.
 
-A backend belongs to one thread: the engine calls it from its worker thread only; it keeps no thread, loop or clock of its
-own. Times are monotonic seconds, passed in.
+A backend belongs to one thread: the engine calls it from its worker thread only; it keeps no thread, loop or clock of
+its own. Times are monotonic seconds, passed in.
 """
 
 from __future__ import annotations
