@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from meshlib.agent.desired import Frontend, Hairpin, Place
-from meshlib.agent.objects import Failed, Objects, Plan
+from meshlib.agent.objects import Failed, ObjectKey, Objects, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,11 @@ class Backend(Protocol):
 
     def translate_hairpin(self, hairpin: Hairpin, place: Place) -> Objects:
         """What one local endpoint needs. Pure."""
+        ...
+
+    def ledger_key(self, key: ObjectKey) -> ObjectKey | None:
+        """The object by whose entry in the ledger this one is known to be ours (a destination by its service); None:
+        the kernel object bears our mark (a table's name, a route's protocol number). Pure."""
         ...
 
     def dump(self, family: int) -> Objects:

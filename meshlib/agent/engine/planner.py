@@ -1,0 +1,139 @@
+"""Planner: the difference between what is wanted and what the kernel holds, as an ordered plan. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from meshlib.agent.desired import FrontendKey
+from meshlib.agent.engine.wanted import Wanted
+from meshlib.agent.objects import Failed, ObjectKey, Objects, Operation, Plan, Verb
+
+_ABSENT: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What an audit found: objects that were gone, had another value, or were ours and not wanted any more."""
+
+    missing: tuple[ObjectKey, ...] = ()
+    different: tuple[ObjectKey, ...] = ()
+    surplus: tuple[ObjectKey, ...] = ()
+    foreign: tuple[ObjectKey, ...] = ()  #: wanted, but somebody else's object stands there: left alone
+
+    @property
+    def count(self) -> int:
+        """Objects that will be mended."""
+        return len(self.missing) + len(self.different) + len(self.surplus)
+
+
+class Planner:
+    """What was applied last, what is wanted, and which objects wait to be brought there. Belongs to one thread.
+
+    An object stays pending until it was applied: a failed operation is planned again, with whatever changed meanwhile.
+    ``kinds`` gives the order of additions; removals go the other way, after all additions (make before break).
+    """
+
+    def __init__(self, kinds: Collection[str]) -> None:
+        self.wanted = Wanted()
+        self.applied: dict[ObjectKey, Any] = {}
+        self._order = {kind: place for place, kind in enumerate(kinds)}
+        self._pending: set[ObjectKey] = set()
+        self._foreign: set[ObjectKey] = set()
+
+    @property
+    def pending(self) -> int:
+        """Objects that wait."""
+        return len(self._pending)
+
+    @property
+    def foreign(self) -> frozenset[ObjectKey]:
+        """Wanted objects in whose place somebody else's stands."""
+        return frozenset(self._foreign)
+
+    def change(self, source: Any, old: Objects, new: Objects) -> None:
+        """A source needs ``new`` instead of ``old``. Sources are tuples that are ordered among each other; one that
+        holds a FrontendKey gives its operations that reason."""
+        for key in self.wanted.change(source, old, new):
+            self._judge(key)
+
+    def plan(self) -> Plan:
+        """The operations that lead from what is applied to what is wanted; empty when nothing is pending."""
+        additions: list[Operation] = []
+        removals: list[Operation] = []
+        for key in self._pending:
+            have = self.applied.get(key, _ABSENT)
+            if key not in self.wanted:
+                removals.append(Operation(Verb.REMOVE, key, have))
+                continue
+            verb = Verb.ADD if have is _ABSENT else Verb.SET
+            additions.append(Operation(verb, key, self.wanted.value(key), _why(self.wanted.source(key))))
+        additions.sort(key=self._place)
+        removals.sort(key=self._place, reverse=True)
+        return (*additions, *removals)
+
+    def done(self, plan: Plan, failed: Iterable[Failed] = ()) -> None:
+        """The plan was carried out, except for what failed."""
+        refused = {failure.operation.key for failure in failed}
+        for operation in plan:
+            key = operation.key
+            if key in refused:
+                continue
+            if operation.verb is Verb.REMOVE:
+                self.applied.pop(key, None)
+            else:
+                self.applied[key] = operation.value
+            self._judge(key)
+
+    def audit(self, actual: Objects, ours: Callable[[ObjectKey], bool]) -> Drift:
+        """The kernel was read: what it holds replaces what we believed. ``ours`` tells whether we made an object
+        that is not wanted (any more), or that is wanted and was not known to be applied."""
+        missing, different, surplus, foreign = [], [], [], []
+        applied: dict[ObjectKey, Any] = {}
+        self._foreign.clear()
+        for key, value in actual.items():
+            mine = key in self.applied or ours(key)
+            if not mine:
+                if key in self.wanted:
+                    foreign.append(key)
+                    self._foreign.add(key)
+                continue
+            applied[key] = value
+            if key not in self.wanted:
+                surplus.append(key)
+            elif value != self.wanted.value(key):
+                different.append(key)
+        for key in self.wanted:
+            if key not in applied and key not in self._foreign:
+                missing.append(key)
+        self.applied = applied
+        self._pending = {*missing, *different, *surplus}
+        return Drift(*(tuple(sorted(keys, key=self._key)) for keys in (missing, different, surplus, foreign)))
+
+    def adopt(self, actual: Mapping[ObjectKey, Any], keys: Iterable[ObjectKey]) -> None:
+        """Somebody else's objects become ours (the operator said so)."""
+        for key in keys:
+            self._foreign.discard(key)
+            self.applied[key] = actual[key]
+            self._judge(key)
+
+    def _judge(self, key: ObjectKey) -> None:
+        have = self.applied.get(key, _ABSENT)
+        want = self.wanted.value(key) if key in self.wanted else _ABSENT
+        if want is _ABSENT:
+            self._foreign.discard(key)
+        if have is want or (have is not _ABSENT and want is not _ABSENT and have == want):
+            self._pending.discard(key)
+        elif key not in self._foreign:
+            self._pending.add(key)
+
+    def _key(self, key: ObjectKey) -> tuple[int, str]:
+        return self._order[key.kind], repr(key.name)
+
+    def _place(self, operation: Operation) -> tuple[int, str]:
+        return self._key(operation.key)
+
+
+def _why(source: Any) -> FrontendKey | None:
+    return next((part for part in source if isinstance(part, FrontendKey)), None)

@@ -1,0 +1,84 @@
+"""Wanted: which kernel objects are needed, and for whose sake. Pure bookkeeping; belongs to one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+from meshlib.agent.objects import ObjectKey, Objects
+
+
+class Wanted:
+    """Objects by key, each with the sources (frontends, hairpins, the fixed part) that need it.
+
+    Nearly every object has one source, so that one is kept beside the value and only shared objects (the route of an
+    address with several ports) pay for a table. Where sources ask for different values of one object, the smallest
+    source has its way: the outcome must not depend on who came first.
+    """
+
+    __slots__ = ("_only", "_shared")
+
+    def __init__(self) -> None:
+        self._only: dict[ObjectKey, tuple[Hashable, Any]] = {}
+        self._shared: dict[ObjectKey, dict[Any, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._only) + len(self._shared)
+
+    def __contains__(self, key: ObjectKey) -> bool:
+        return key in self._only or key in self._shared
+
+    def __iter__(self) -> Iterator[ObjectKey]:
+        yield from self._only
+        yield from self._shared
+
+    def value(self, key: ObjectKey) -> Any:
+        """The value that is wanted; KeyError where the object is not."""
+        if key in self._only:
+            return self._only[key][1]
+        sources = self._shared[key]
+        return sources[min(sources)]
+
+    def source(self, key: ObjectKey) -> Any:
+        """For whose sake (the smallest, where several need it)."""
+        return self._only[key][0] if key in self._only else min(self._shared[key])
+
+    def change(self, source: Any, old: Objects, new: Objects) -> set[ObjectKey]:
+        """One source needs ``new`` instead of ``old``. Returns the objects that may be different now.
+
+        Sources of one Wanted are ordered among each other (``<``).
+        """
+        touched = set()
+        for key in old:
+            if key not in new:
+                self._release(source, key)
+                touched.add(key)
+        for key, value in new.items():
+            if key not in old or old[key] != value:
+                self._need(source, key, value)
+                touched.add(key)
+        return touched
+
+    def _need(self, source: Any, key: ObjectKey, value: Any) -> None:
+        if key in self._shared:
+            self._shared[key][source] = value
+            return
+        held = self._only.get(key)
+        if held is None or held[0] == source:
+            self._only[key] = (source, value)
+        else:
+            del self._only[key]
+            self._shared[key] = {held[0]: held[1], source: value}
+
+    def _release(self, source: Any, key: ObjectKey) -> None:
+        sources = self._shared.get(key)
+        if sources is None:
+            held = self._only.get(key)
+            if held is not None and held[0] == source:
+                del self._only[key]
+            return
+        sources.pop(source, None)
+        if len(sources) == 1:
+            del self._shared[key]
+            ((last, value),) = sources.items()
+            self._only[key] = (last, value)
