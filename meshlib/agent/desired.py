@@ -95,6 +95,8 @@ class Frontend:
     masquerade: Masquerade = Masquerade.NEVER
     affinity_seconds: int = 0  #: 0: none; else sessionAffinity ClientIP, 1 to 86400
     scheduler: str = "rr"  #: only ipvs knows others
+    #: the affinity must end on time and be one for all addresses of the Service, which IPVS persistence is not
+    exact_affinity: bool = False
     source_ranges: tuple[str, ...] | None = None
 
 
@@ -130,11 +132,14 @@ class Place:
     family: int  #: 4 or 6
     node_addresses: tuple[
         str, ...
-    ] = ()  #: where node ports are served; the first is the node's own (route source)
+    ] = ()  #: where node ports are served; the node's own stands first where it is among them
     pod_ranges: tuple[
         str, ...
     ] = ()  #: CIDRs of this node's pods; empty: unknown, nothing is masqueraded OFF_NODE
     masquerade_bit: int = 14  #: 0 to 31; kube-proxy's default
+    source: str = ""  #: the node's own address: what its traffic to virtual addresses comes from; "": not known
+    #: CIDRs that ClusterIPs come from: an address in them that no frontend has answers nothing. Empty: not known.
+    service_ranges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

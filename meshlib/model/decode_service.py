@@ -13,7 +13,7 @@ from meshlib.model.wire import Json, ServiceSpec, WireService, WireServicePort, 
 PROTOCOLS = frozenset({"TCP", "UDP", "SCTP"})
 ANNOTATION_PREFIX = "meshlib.dev/"
 _HEADLESS_LABEL = "service.kubernetes.io/headless"
-_PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
+PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
 _DEFAULT_AFFINITY = 10800  # seconds; the API's default for sessionAffinityConfig.clientIP.timeoutSeconds
 _MAX_AFFINITY = 86400
 _FAMILIES = {"IPv4": 4, "IPv6": 6}
@@ -59,8 +59,26 @@ def _service(wire: WireService) -> Service:
             sorted((k, v) for k, v in (meta.annotations or {}).items() if k.startswith(ANNOTATION_PREFIX))
         ),
         external_ips=tuple(spec.external_ips or ()),
-        proxy_name=labels.get(_PROXY_LABEL, ""),
+        proxy_name=labels.get(PROXY_LABEL, ""),
+        load_balancer_ips=_ingress(wire),
+        source_ranges=tuple([text.strip() for text in spec.load_balancer_source_ranges or ()]),
+        health_check_node_port=_node_port(spec.health_check_node_port, f"{where} spec.healthCheckNodePort"),
+        created=meta.creation_timestamp or "",
     )
+
+
+def _ingress(wire: WireService) -> tuple[str, ...]:
+    """Addresses whose traffic may end on the node. ``Proxy`` wants it to pass the load balancer (KEP-1860)."""
+    if wire.status is None or wire.status.load_balancer is None:
+        return ()
+    listed = wire.status.load_balancer.ingress or ()
+    return tuple(entry.ip for entry in listed if entry.ip and entry.ip_mode in (None, "", "VIP"))
+
+
+def _node_port(number: int | None, where: str) -> int:
+    if number is not None and not 0 <= number <= MAX_PORT:
+        _fail(where, number, "a port (1-65535)")
+    return number or 0
 
 
 def _fail(where: str, value: object, expected: str) -> NoReturn:
