@@ -12,7 +12,7 @@ from meshlib.model.wire import Json, ServiceSpec, WireService, WireServicePort, 
 
 PROTOCOLS = frozenset({"TCP", "UDP", "SCTP"})
 ANNOTATION_PREFIX = "meshlib.dev/"
-_HEADLESS_LABEL = "service.kubernetes.io/headless"
+HEADLESS_LABEL = "service.kubernetes.io/headless"
 PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
 _DEFAULT_AFFINITY = 10800  # seconds; the API's default for sessionAffinityConfig.clientIP.timeoutSeconds
 _MAX_AFFINITY = 86400
@@ -90,7 +90,7 @@ def _type(spec: ServiceSpec, labels: dict[str, str], where: str) -> ServiceType:
         return ServiceType.EXTERNAL_NAME
     # The label makes kube-proxy leave the Service alone, so its clusterIP answers nowhere: the pods are all
     # there is.
-    if spec.cluster_ip == "None" or _HEADLESS_LABEL in labels:
+    if spec.cluster_ip == "None" or HEADLESS_LABEL in labels:
         return ServiceType.HEADLESS
     match spec.type or "ClusterIP":
         case "ClusterIP":

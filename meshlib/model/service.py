@@ -93,7 +93,9 @@ class Service:
     #: ``spec.loadBalancerSourceRanges`` without white space around them; not yet parsed
     source_ranges: tuple[str, ...] = ()
     health_check_node_port: int = 0
-    created: str = ""  #: metadata.creationTimestamp (RFC 3339): the older of two Services that claim one address wins
+    created: str = (
+        ""  #: metadata.creationTimestamp (RFC 3339): the older of two Services that claim one address wins
+    )
 
     @property
     def headless(self) -> bool:
