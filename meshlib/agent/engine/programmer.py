@@ -16,6 +16,7 @@ from meshlib.agent.engine.guard import Guard
 from meshlib.agent.engine.ledger import Ledger
 from meshlib.agent.engine.pace import Pace
 from meshlib.agent.engine.planner import Drift, Planner
+from meshlib.agent.netlink.messages import Malformed
 from meshlib.agent.objects import Failed, ObjectKey, Operation, Plan, Verb
 
 _NOTHING: Mapping[ObjectKey, Any] = {}
@@ -59,6 +60,7 @@ class Programmer:
     )  #: removals that the guard holds back
     planner: Planner = field(init=False)
     _hairpins: set[Hairpin] = field(default_factory=set)
+    _serving: int = 0  #: frontends that have targets
     _audited: bool = False
 
     def __post_init__(self) -> None:
@@ -74,33 +76,34 @@ class Programmer:
         for key, frontend in self.frontends.items():
             translate = self.backend.translate
             self.planner.change((1, key), translate(frontend, old), translate(frontend, place))
+        turn = self.backend.translate_hairpin
         for hairpin in self._hairpins:
-            turn = self.backend.translate_hairpin
             self.planner.change((2, hairpin), turn(hairpin, old), turn(hairpin, place))
 
     def change(
         self,
         changes: Mapping[FrontendKey, Frontend | None],
-        hairpins: Collection[Hairpin],
         lists: int,
         now: float,
+        hairpins_added: Collection[Hairpin] = (),
+        hairpins_removed: Collection[Hairpin] = (),
     ) -> None:
-        """Frontends that are different now (None: gone), all hairpins, and how many complete lists there have been."""
+        """What is different now (None: gone), and how many complete lists the source has read."""
         asked = {**self.held, **changes}
         losing = [key for key, new in asked.items() if self._loses(key, new)]
-        serving = sum(1 for frontend in self.frontends.values() if frontend.route.targets)
         self.held = {}
-        if not self.guard.check(serving, len(losing), lists):
+        if not self.guard.check(self._serving, len(losing), lists):
             self.held = {key: asked.pop(key) for key in losing}
         for key, new in asked.items():
             self._put(key, new)
-        wanted = set(hairpins)
-        for hairpin in self._hairpins - wanted:
-            self.planner.change((2, hairpin), self.backend.translate_hairpin(hairpin, self.place), _NOTHING)
-        for hairpin in wanted - self._hairpins:
-            self.planner.change((2, hairpin), _NOTHING, self.backend.translate_hairpin(hairpin, self.place))
-        self._hairpins = wanted
-        if self.planner.pending:
+        turn, place = self.backend.translate_hairpin, self.place
+        for hairpin in hairpins_removed:
+            self._hairpins.discard(hairpin)
+            self.planner.change((2, hairpin), turn(hairpin, place), _NOTHING)
+        for hairpin in hairpins_added:
+            self._hairpins.add(hairpin)
+            self.planner.change((2, hairpin), _NOTHING, turn(hairpin, place))
+        if self.planner.pending or not self._audited:
             self.pace.want(now)
 
     def preview(self) -> Plan:
@@ -128,7 +131,7 @@ class Programmer:
                 drift = self.audit()
             plan = self.planner.plan()
             self.record(self.ledger.own(self._ledger_keys(plan, Verb.ADD)))
-        except OSError as error:
+        except (OSError, Malformed) as error:
             self.pace.failed(now)
             return Written(drift=drift, error=error)
         failed = tuple(self.backend.apply(plan, now)) if plan else ()
@@ -157,6 +160,7 @@ class Programmer:
         before = translate(old, place) if old is not None else _NOTHING
         after = translate(new, place) if new is not None else _NOTHING
         self.planner.change((1, key), before, after)
+        self._serving += bool(new and new.route.targets) - bool(old and old.route.targets)
         if new is None:
             self.frontends.pop(key, None)
         else:

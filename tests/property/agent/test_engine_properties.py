@@ -44,7 +44,7 @@ def test_any_history_ends_the_same(steps: Any, foreigner: bool) -> None:
             ledger.read(bytes(disk))
             programmer = Programmer(kernel, PLACE, ledger, disk.extend)
         gone = {key: None for key in programmer.frontends if key not in world}
-        programmer.change({**world, **gone}, (), 1, now)
+        programmer.change({**world, **gone}, 1, now)
         counter = iter(range(1000))
         kernel.fault = lambda operation, c=counter, f=failing: (  # type: ignore[misc]
             errno.ENOMEM if next(c) in f else 0
@@ -70,9 +70,9 @@ def test_shadow_equals_scratch(worlds: Any) -> None:
     """Changes one after another lead to the plan that a fresh start would make; the order of sources is no matter."""
     step = Programmer(FakeKernel(), PLACE, Ledger(), lambda lines: None)
     for world in worlds:
-        step.change({**{key: None for key in step.frontends if key not in world}, **world}, (), 1, 0.0)
+        step.change({**{key: None for key in step.frontends if key not in world}, **world}, 1, 0.0)
     fresh = Programmer(FakeKernel(), PLACE, Ledger(), lambda lines: None)
-    fresh.change(dict(reversed(list(worlds[-1].items()))), (), 1, 0.0)
+    fresh.change(dict(reversed(list(worlds[-1].items()))), 1, 0.0)
 
     def shape(programmer: Programmer) -> list[Operation]:
         return list(programmer.preview())

@@ -41,7 +41,7 @@ def agent(kernel: FakeKernel, disk: Disk, **options: object) -> Programmer:
 def want(programmer: Programmer, *frontends: Frontend, now: float = 0.0, lists: int = 1) -> None:
     new = {one.key: one for one in frontends}
     gone = {key: None for key in programmer.frontends if key not in new}
-    programmer.change({**new, **gone}, (), lists, now)
+    programmer.change({**new, **gone}, lists, now)
 
 
 def test_first_write_then_nothing() -> None:
@@ -105,7 +105,7 @@ def test_one_endpoint_is_one_write() -> None:
     programmer.write(0.0)
     kernel.log.clear()
     changed = frontend("10.96.1.7", 80, "10.1.0.1", "10.1.0.3")
-    programmer.change({changed.key: changed}, (), 1, 1.0)
+    programmer.change({changed.key: changed}, 1, 1.0)
     programmer.write(1.0)
     assert [operation.verb for operation in kernel.log] == [Verb.ADD, Verb.REMOVE]
 
@@ -241,11 +241,11 @@ def test_mass_removal_waits() -> None:
         assert ObjectKey("service", tuple(extra.key)) in kernel.state
         if approved:
             programmer.guard.approve()
-            programmer.change({}, (), 2, 2.0)
+            programmer.change({}, 2, 2.0)
         else:
-            programmer.change({}, (), 3, 2.0)
+            programmer.change({}, 3, 2.0)
             assert programmer.held
-            programmer.change({}, (), 4, 3.0)
+            programmer.change({}, 4, 3.0)
         assert not programmer.held
         programmer.write(3.0)
         assert len(programmer.frontends) == len(after) + 1
