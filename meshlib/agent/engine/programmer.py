@@ -32,7 +32,7 @@ class Written:
     plan: Plan = ()
     failed: tuple[Failed, ...] = ()
     drift: Drift | None = None  #: of the audit, where there was one
-    error: OSError | None = (
+    error: Exception | None = (
         None  #: the kernel could not be read, or the ledger not be written: nothing was changed
     )
 
