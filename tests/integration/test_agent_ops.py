@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable
@@ -78,9 +79,8 @@ def test_a_client_that_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> N
 
     async def test(server: PageServer, host: str, port: int) -> None:
         reader, writer = await asyncio.open_connection(host, port)
-        with pytest.raises(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError):  # an end in order is as good
             assert await reader.read() == b""
-            raise ConnectionResetError  # an end in order is as good
         writer.close()
 
     serve(test)
