@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from typing import Any
 
@@ -16,9 +17,10 @@ class Wanted:
     source has its way: the outcome must not depend on who came first.
     """
 
-    __slots__ = ("_only", "_shared")
+    __slots__ = ("_counts", "_only", "_shared")
 
     def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
         self._only: dict[ObjectKey, tuple[Hashable, Any]] = {}
         self._shared: dict[ObjectKey, dict[Any, Any]] = {}
 
@@ -31,6 +33,10 @@ class Wanted:
     def __iter__(self) -> Iterator[ObjectKey]:
         yield from self._only
         yield from self._shared
+
+    def count_by_kind(self) -> dict[str, int]:
+        """How many objects of each kind are wanted."""
+        return {kind: count for kind, count in self._counts.items() if count}
 
     def value(self, key: ObjectKey) -> Any:
         """The value that is wanted; KeyError where the object is not."""
@@ -65,6 +71,7 @@ class Wanted:
             return
         held = self._only.get(key)
         if held is None or held[0] == source:
+            self._counts[key.kind] += held is None
             self._only[key] = (source, value)
         else:
             del self._only[key]
@@ -76,6 +83,7 @@ class Wanted:
             held = self._only.get(key)
             if held is not None and held[0] == source:
                 del self._only[key]
+                self._counts[key.kind] -= 1
             return
         sources.pop(source, None)
         if len(sources) == 1:
