@@ -52,11 +52,12 @@ _UP, _NO_ARP = 0x1, 0x80
 
 
 class LocalRoute(NamedTuple):
-    """``source``: the address that the host itself talks from to this one; "" leaves the choice to the kernel, which
-    takes the virtual address itself."""
+    """An address that the routing table makes the host's own. ``source``: the address that the host itself talks from
+    to this one; "" leaves the choice to the kernel, which takes the very address."""
 
     address: str
-    source: str = ""
+    source: str
+    protocol: int  #: PROTOCOL: ours
 
 
 class Link(NamedTuple):
@@ -82,39 +83,40 @@ class AddressChange(NamedTuple):
     address: HostAddress
 
 
-def add_route(route: LocalRoute, device: int, *, replace: bool = False) -> Request:
+def add_route(address: str, source: str, device: int, *, replace: bool = False) -> Request:
     """Make an address local, through ``device`` (the number of lo). Refused with EEXIST where it is, unless it
     is to be replaced; with EINVAL where ``source`` is no address of this host."""
     flags = CREATE | (REPLACE if replace else EXCLUSIVE)
-    return Request(_NEW_ROUTE, flags, _route(route, device))
+    return Request(_NEW_ROUTE, flags, _route(address, source, device))
 
 
 def remove_route(address: str, device: int) -> Request:
     """Ours only. Refused with ESRCH where there is none."""
-    return Request(_DEL_ROUTE, 0, _route(LocalRoute(address), device))
+    return Request(_DEL_ROUTE, 0, _route(address, "", device))
 
 
 def list_routes(family: int) -> Request:
-    """For a dump."""
-    return Request(_GET_ROUTE, 0, _ROUTE.pack(_AF[family], 0, 0, 0, 0, 0, 0, 0, 0))
+    """For a dump: of the table that local routes are in, where the kernel (4.20 and newer) chooses them for us."""
+    return Request(_GET_ROUTE, 0, _ROUTE.pack(_AF[family], 0, 0, 0, _TABLE_LOCAL, 0, 0, 0, 0))
 
 
 def parse_routes(messages: Iterable[Message]) -> list[LocalRoute]:
-    """Our local routes in a dump of all."""
+    """The local routes to single addresses in a dump."""
     found = []
     for message in messages:
         if message.type != _NEW_ROUTE:
             raise Malformed(f"a message of type {message.type} where routes are told")
         payload = _payload(message, _ROUTE)
         family, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(payload)
-        if protocol != PROTOCOL or kind != _TYPE_LOCAL or table != _TABLE_LOCAL or family not in _FAMILY:
+        if kind != _TYPE_LOCAL or table != _TABLE_LOCAL or family not in _FAMILY:
             continue
         if length != (32 if family == _AF[4] else 128):
             continue
         values = dict(parse_attributes(payload, _ROUTE.size))
         if _DESTINATION in values:
             source = values.get(_SOURCE)
-            found.append(LocalRoute(_text(values[_DESTINATION]), "" if source is None else _text(source)))
+            address = _text(values[_DESTINATION])
+            found.append(LocalRoute(address, "" if source is None else _text(source), protocol))
     return found
 
 
@@ -193,15 +195,15 @@ def parse_links(messages: Iterable[Message]) -> list[Link]:
     return found
 
 
-def _route(route: LocalRoute, device: int) -> bytes:
-    packed = ip_address(route.address).packed
+def _route(address: str, source: str, device: int) -> bytes:
+    packed = ip_address(address).packed
     family, length = (_AF[4], 32) if len(packed) == 4 else (_AF[6], 128)
     # Told in IPv6, the kernel forgets the scope; in IPv4 a local route has that of the host.
     scope = _SCOPE_HOST if family == _AF[4] else 0
     body = _ROUTE.pack(family, length, 0, 0, _TABLE_LOCAL, PROTOCOL, scope, _TYPE_LOCAL, 0)
     body += attribute(_DESTINATION, packed) + u32(_DEVICE, device)
-    if route.source:
-        body += attribute(_SOURCE, ip_address(route.source).packed)
+    if source:
+        body += attribute(_SOURCE, ip_address(source).packed)
     return body
 
 

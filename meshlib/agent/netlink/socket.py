@@ -15,12 +15,20 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from meshlib.agent.netlink.exchange import MOST_BYTES, MOST_MESSAGES, Answers, Chunk, Refusal, chunks
-from meshlib.agent.netlink.messages import ACK, DUMP, Message, Request, encode_message, parse_messages
+from meshlib.agent.netlink.messages import (
+    ACK,
+    DUMP,
+    Malformed,
+    Message,
+    Request,
+    encode_message,
+    parse_messages,
+)
 
 ROUTE, NETFILTER, GENERIC = 0, 12, 16
 
 _SOL_NETLINK = 270
-_ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 10, 11
+_ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _STRICT = 1, 10, 11, 12
 #: Beyond the system's limit, which needs CAP_NET_ADMIN; without it the limit is what we get.
 _SNDBUFFORCE, _RCVBUFFORCE = 32, 33
 #: Bytes. Room for the refusals of several sends, and for a burst of notifications.
@@ -49,6 +57,8 @@ class NetlinkSocket:
                     self._socket.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
             for option in (_CAP_ACK, _EXT_ACK):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            with contextlib.suppress(OSError):  # Linux 4.20: dumps of routes are chosen from by the kernel
+                self._socket.setsockopt(_SOL_NETLINK, _STRICT, 1)
             self._socket.setsockopt(
                 socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_PATIENCE), 0)
             )
@@ -153,7 +163,16 @@ class NetlinkSocket:
             data = self._read(0)
             if data is None:
                 raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            self._feed(answers, data)
+
+    def _feed(self, answers: Answers, data: bytes) -> None:
+        try:
             answers.feed(data)
+        except Malformed as error:
+            # The rest of it must not be taken for the next answer, nor a dump be left half read.
+            while self._read(socket.MSG_DONTWAIT) is not None:
+                pass
+            raise OSError(errno.EBADMSG, str(error)) from error
 
     def _drain(self, answers: Answers) -> None:
         """What is still there after a loss: refusals that did get through."""
@@ -166,7 +185,7 @@ class NetlinkSocket:
                 continue
             if data is None:
                 return
-            answers.feed(data)
+            self._feed(answers, data)
 
     def _read(self, flags: int) -> bytes | None:
         """One datagram of the kernel's; None when there is none (in time)."""

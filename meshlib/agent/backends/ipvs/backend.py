@@ -1,0 +1,112 @@
+"""IpvsBackend: address binding, virtual servers and a companion table as one backend of the engine. One thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import groupby
+from typing import Literal
+
+from meshlib.agent.backends.base import Probe
+from meshlib.agent.backends.ipvs.anyip import AnyIp
+from meshlib.agent.backends.ipvs.dummy import Dummy
+from meshlib.agent.backends.ipvs.exclude import Excluded
+from meshlib.agent.backends.ipvs.part import Part
+from meshlib.agent.backends.ipvs.probe import probe
+from meshlib.agent.backends.ipvs.servers import Servers
+from meshlib.agent.desired import Frontend, Hairpin, Place
+from meshlib.agent.netlink.socket import NetlinkSocket
+from meshlib.agent.objects import Failed, ObjectKey, Objects, Plan
+
+
+class IpvsBackend:
+    """One family's backend (see ``meshlib.agent.backends.base.Backend``); two families take two of them.
+
+    ``companion`` says what IPVS cannot: drop, masquerade, source ranges, the short circuit of externalTrafficPolicy
+    Local, the host's ports behind a virtual address. Without one those are not there. ``drain_seconds``: how long a
+    removed endpoint keeps its connections. ``excluded``: networks whose virtual servers are never touched.
+    """
+
+    name = "ipvs"
+
+    def __init__(
+        self,
+        *,
+        binding: Literal["anyip", "dummy"] = "anyip",
+        drain_seconds: float = 900.0,
+        excluded: Iterable[str] = (),
+        companion: Part | None = None,
+        connect: Callable[[int], NetlinkSocket] = NetlinkSocket,
+    ) -> None:
+        short = companion is not None
+        self._connect = connect
+        self.servers = Servers(
+            connect, drain_seconds=drain_seconds, excluded=Excluded(excluded), short_circuit=short
+        )
+        bind = AnyIp if binding == "anyip" else Dummy
+        self.binding: AnyIp | Dummy = bind(connect, short_circuit=short)
+        self._parts: tuple[Part, ...] = (self.binding, self.servers)
+        if companion is not None:
+            self._parts += (companion,)
+        self._owner = {kind: part for part in self._parts for kind in part.kinds}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """An address before its virtual servers, those before what sends traffic to them."""
+        return tuple(self._owner)
+
+    def probe(self) -> Probe:
+        """Makes a virtual server of each family, reads it back and removes it. Raises nothing."""
+        return probe(self._connect)
+
+    def fixed(self, place: Place) -> Objects:
+        """What is there whatever the frontends are."""
+        return {key: value for part in self._parts for key, value in part.fixed(place).items()}
+
+    def translate(self, frontend: Frontend, place: Place) -> Objects:
+        """What one frontend needs."""
+        found = dict(self.binding.translate(frontend, place))
+        for part in self._parts[1:]:
+            found.update(part.translate(frontend, place))
+        return found
+
+    def translate_hairpin(self, hairpin: Hairpin, place: Place) -> Objects:
+        """What one local endpoint needs."""
+        return {
+            key: value
+            for part in self._parts
+            for key, value in part.translate_hairpin(hairpin, place).items()
+        }
+
+    def ledger_key(self, key: ObjectKey) -> ObjectKey | None:
+        """A destination's is its virtual server."""
+        return self._owner[key.kind].ledger_key(key)
+
+    def dump(self, family: int) -> Objects:
+        """Everything of a family. Raises OSError."""
+        return {key: value for part in self._parts for key, value in part.dump(family).items()}
+
+    def apply(self, plan: Plan, now: float) -> Sequence[Failed]:
+        """Runs of one part's operations in turn; what the kernel says comes back as failures."""
+        failures: list[Failed] = []
+        for part, run in groupby(plan, key=lambda operation: self._owner[operation.key.kind]):
+            operations = list(run)
+            try:
+                failures += part.apply(operations, now)
+            except OSError as error:
+                # Not even a socket, or no answer at all: nobody knows how far it went.
+                text = str(error)
+                failures += [Failed(operation, error.errno or 0, text) for operation in operations]
+        return failures
+
+    def tick(self, now: float) -> float | None:
+        """Removes what has drained; returns when to look next."""
+        return self.servers.tick(now)
+
+    def cut(self, addresses: Collection[str], now: float) -> None:
+        """The hosts behind these addresses are gone: their draining destinations go with the next ``tick``."""
+        self.servers.cut(addresses, now)
+
+    def close(self) -> None:
+        """Give the sockets back; what is in the kernel stays. Safe to call twice."""
+        for part in self._parts:
+            part.close()
