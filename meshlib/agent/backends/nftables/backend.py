@@ -30,7 +30,7 @@ from meshlib.agent.desired import (
 )
 from meshlib.agent.netlink.exchange import Refusal
 from meshlib.agent.netlink.messages import Malformed, Request
-from meshlib.agent.objects import Failed, ObjectKey, Objects, Operation, Plan, Verb
+from meshlib.agent.objects import Failed, ObjectKey, Objects, Operation, Verb
 from meshlib.model.service import ServiceKey
 
 #: A refused transaction is sent again without the refused; each round tells of all that are refused in it, except for
@@ -104,7 +104,7 @@ class NftablesBackend:
             self.close()
             raise
 
-    def apply(self, plan: Plan, now: float) -> Sequence[Failed]:
+    def apply(self, plan: Sequence[Operation], now: float) -> Sequence[Failed]:
         """One transaction. Where operations are refused, they are left out, and the rest is sent again."""
         todo, failed = list(plan), list[Failed]()
         together = True
