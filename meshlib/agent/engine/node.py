@@ -103,7 +103,7 @@ class NodeEngine:
 
         Nothing is written before the source has told everything once.
         """
-        self._take()
+        self.take()
         if not self._known:
             return None
         times: list[float] = []
@@ -141,7 +141,8 @@ class NodeEngine:
         times = [engine.programmer.pace.wanted_since for engine in self.families.values()]
         return min((at for at in times if at is not None), default=None)
 
-    def _take(self) -> None:
+    def take(self) -> None:
+        """Compile what was told; the programmers know afterwards what is wanted."""
         changes: list[ClusterChange] = []
         host: Host | None = None
         while self._told:

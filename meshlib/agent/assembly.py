@@ -1,0 +1,132 @@
+"""Putting an agent together from its settings: ledger, backends, engine, source, pages."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from meshlib.agent.backends.base import Backend
+from meshlib.agent.backends.ipvs.backend import IpvsBackend
+from meshlib.agent.backends.nftables.backend import NftablesBackend
+from meshlib.agent.compile.compiler import Compiler, DesiredChange
+from meshlib.agent.engine.guard import Guard
+from meshlib.agent.engine.ledger_file import LedgerFile
+from meshlib.agent.engine.node import FamilyEngine, NodeEngine, Step
+from meshlib.agent.engine.pace import Pace
+from meshlib.agent.engine.programmer import Programmer
+from meshlib.agent.modes import Chosen, Make
+from meshlib.agent.settings import AgentSettings
+from meshlib.discovery.base import ResolverContext
+from meshlib.model.events import EventSink
+from meshlib.runtime.clock import SYSTEM
+from meshlib.runtime.control import DaemonExecutor
+
+T = TypeVar("T")
+
+#: The state that must not outlive the kernel's: a tmpfs.
+STATE_FOLDER = Path("/run/meshlib-agent")
+LEDGER, CONTROL = "ledger", "control.sock"
+
+
+def makers(settings: AgentSettings) -> Mapping[str, Make]:
+    """How the backends of each mode are made."""
+
+    def ipvs(family: int) -> Backend:
+        return IpvsBackend(
+            binding=settings.vip_binding,
+            drain_seconds=settings.drain_seconds,
+            excluded=settings.exclude_cidrs,
+        )
+
+    return {"ipvs": ipvs, "nftables": NftablesBackend}
+
+
+def engine(
+    settings: AgentSettings,
+    chosen: Chosen,
+    ledger: LedgerFile,
+    on_step: Callable[[Step], None],
+    on_change: Callable[[int, DesiredChange], None],
+) -> NodeEngine:
+    """The engine over the chosen backends. Nothing is read or written yet."""
+    families = {}
+    for family, backend in chosen.backends.items():
+        compiler = Compiler(settings, family)
+        programmer = Programmer(
+            backend,
+            compiler.place,
+            ledger.ledger,
+            ledger.write,
+            guard=Guard(settings.panic_share, settings.confirmations),
+            pace=Pace(settings.min_sync_period, settings.sync_period, settings.sync_burst),
+            adopt=settings.adopt,
+        )
+        families[family] = FamilyEngine(compiler, programmer)
+    return NodeEngine(families, SYSTEM.now, SYSTEM.wall, on_step, on_change)
+
+
+class Worker:
+    """Runs blocking functions one after the other, apart from the loop."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._executor = DaemonExecutor()
+
+    async def __call__(self, function: Callable[[], T]) -> T:
+        async with self._lock:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+
+class Tasks:
+    """The tasks of a source, on the running loop; an exception that nobody expected ends the agent."""
+
+    def __init__(self, crashed: Callable[[str, BaseException], None]) -> None:
+        self._crashed = crashed
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], /, *, name: str) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._crashed(task.get_name(), error)
+
+
+def context(
+    settings: Mapping[str, Any], emit: EventSink, crashed: Callable[[str, BaseException], None]
+) -> ResolverContext:
+    """What a source may use, on the running loop."""
+    executor = DaemonExecutor()
+
+    async def run_blocking(function: Callable[..., T], /, *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    return ResolverContext(
+        now=SYSTEM.now,
+        wall=SYSTEM.wall,
+        random=SYSTEM.random,
+        sleep=sleep,
+        spawn=Tasks(crashed).spawn,
+        run_blocking=run_blocking,
+        emit=emit,
+        settings=settings,
+    )
+
+
+def kubernetes_settings(settings: AgentSettings, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The ``discovery.k8s`` settings of the agent: in-cluster, or a kubeconfig that is named explicitly (D12)."""
+    environ = os.environ if environ is None else environ
+    found: dict[str, Any] = {"allow_kubeconfig": bool(environ.get("KUBECONFIG"))}
+    if settings.api_server:
+        found["api_server"] = settings.api_server
+    return found

@@ -1,0 +1,67 @@
+"""``meshlib agent cleanup``: everything of ours leaves the kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from meshlib.agent.assembly import LEDGER, makers
+from meshlib.agent.engine.cleanup import Cleaned, clean, summary
+from meshlib.agent.engine.ledger_file import LedgerFile
+from meshlib.agent.objects import Operation
+from meshlib.cli.agent.options import settings, settings_options, state_option
+from meshlib.cli.exits import NEGATIVE, OK, UNKNOWN, stop
+from meshlib.cli.output import visible
+from meshlib.errors import MeshError
+from meshlib.runtime.clock import SYSTEM
+
+
+@click.command("cleanup")
+@settings_options
+@state_option
+@click.option("--dry-run", is_flag=True, help="Only show what would go.")
+def command(file: Path | None, flags: tuple[str, ...], state: Path, dry_run: bool) -> None:
+    """Remove everything of ours from this node's kernel, in every mode, and nothing else.
+
+    Connections that go through the rules end with them. Can be repeated. Exit codes: 0 nothing of ours is left;
+    1 something would not go; 3 an agent is running here.
+    """
+    loaded = settings(file, flags)
+    try:
+        ledger = LedgerFile(state / LEDGER, read_only=dry_run)
+    except (MeshError, OSError) as error:
+        if isinstance(error, MeshError):
+            stop(error)
+        click.echo(f"error: the ledger in {state} cannot be opened: {error.strerror}", err=True)
+        raise SystemExit(UNKNOWN) from None
+    done: dict[str, Cleaned] = {}
+    for mode, make in makers(loaded.settings).items():
+        for family in loaded.settings.families:
+            backend = make(family)
+            if family not in backend.probe().families:
+                continue
+            found = clean(backend, family, ledger.ledger, ledger.write, SYSTEM.now(), dry_run)
+            done[f"{mode} IPv{family}"] = found
+            _tell(f"{mode} IPv{family}", found, dry_run)
+    ledger.close()
+    removed, left = summary(done)
+    click.echo(
+        f"{'would remove' if dry_run else 'removed'} {removed} objects"
+        + (f"; {left} problems" if left else "")
+    )
+    raise SystemExit(NEGATIVE if left else OK)
+
+
+def _tell(where: str, found: Cleaned, dry_run: bool) -> None:
+    if found.error:
+        click.echo(visible(f"{where}: cannot be read: {found.error}"), err=True)
+    for failure in found.failed:
+        click.echo(visible(f"{where}: {_words(failure.operation)} would not go: {failure.text}"), err=True)
+    if dry_run:
+        for operation in found.plan:
+            click.echo(visible(f"{where}: {_words(operation)}"))
+
+
+def _words(operation: Operation) -> str:
+    return f"{operation.key.kind} {operation.key.name}"
