@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from meshlib.agent.backends.base import Backend
 from meshlib.agent.backends.ipvs.backend import IpvsBackend
 from meshlib.agent.backends.nftables.backend import NftablesBackend
+from meshlib.agent.backends.nftables.transaction import TransactionSocket
 from meshlib.agent.compile.compiler import Compiler, DesiredChange
 from meshlib.agent.engine.guard import Guard
 from meshlib.agent.engine.ledger_file import LedgerFile
@@ -18,6 +19,8 @@ from meshlib.agent.engine.node import FamilyEngine, NodeEngine, Step
 from meshlib.agent.engine.pace import Pace
 from meshlib.agent.engine.programmer import Programmer
 from meshlib.agent.modes import Chosen, Make
+from meshlib.agent.netlink.socket import Make as MakeSocket
+from meshlib.agent.netlink.socket import NetlinkSocket
 from meshlib.agent.settings import AgentSettings
 from meshlib.discovery.base import ResolverContext
 from meshlib.model.events import EventSink
@@ -31,17 +34,24 @@ STATE_FOLDER = Path("/run/meshlib-agent")
 LEDGER, CONTROL = "ledger", "control.sock"
 
 
-def makers(settings: AgentSettings) -> Mapping[str, Make]:
-    """How the backends of each mode are made."""
+def makers(settings: AgentSettings, make: MakeSocket | None = None) -> Mapping[str, Make]:
+    """How the backends of each mode are made. ``make``: who makes netlink sockets, where this process may not."""
+
+    def connect(protocol: int) -> NetlinkSocket:
+        return NetlinkSocket(protocol, make=make)
 
     def ipvs(family: int) -> Backend:
         return IpvsBackend(
             binding=settings.vip_binding,
             drain_seconds=settings.drain_seconds,
             excluded=settings.exclude_cidrs,
+            connect=connect,
         )
 
-    return {"ipvs": ipvs, "nftables": NftablesBackend}
+    def nftables(family: int) -> Backend:
+        return NftablesBackend(family, connect=lambda: TransactionSocket(make))
+
+    return {"ipvs": ipvs, "nftables": nftables}
 
 
 def engine(

@@ -11,8 +11,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from meshlib.agent.netlink.exchange import MOST_BYTES, MOST_MESSAGES, Answers, Chunk, Refusal, chunks
 from meshlib.agent.netlink.messages import (
@@ -40,6 +41,10 @@ _PATIENCE = 10.0
 _DUMP_ATTEMPTS = 3
 
 
+#: Makes a netlink socket of a protocol that listens to groups: a socket, or what behaves like one.
+Make = Callable[[int, Sequence[int]], Any]
+
+
 class KernelRefused(OSError):
     """A request that the kernel did not carry out, with its errno and, where it gave one, its explanation."""
 
@@ -47,9 +52,10 @@ class KernelRefused(OSError):
 class NetlinkSocket:
     """Requests and answers over one socket of one netlink protocol. Not for two threads at once."""
 
-    def __init__(self, protocol: int, groups: Sequence[int] = ()) -> None:
-        """``groups``: multicast groups to listen to (their numbers). Raises OSError."""
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    def __init__(self, protocol: int, groups: Sequence[int] = (), make: Make | None = None) -> None:
+        """``groups``: multicast groups to listen to (their numbers). ``make``: who makes the socket, where that is not
+        this process. Raises OSError."""
+        self._socket = _make(protocol, groups) if make is None else make(protocol, groups)
         self._sequence = 1
         try:
             for option in (_SNDBUFFORCE, _RCVBUFFORCE):
@@ -59,12 +65,6 @@ class NetlinkSocket:
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
             with contextlib.suppress(OSError):  # Linux 4.20: dumps of routes are chosen from by the kernel
                 self._socket.setsockopt(_SOL_NETLINK, _STRICT, 1)
-            self._socket.setsockopt(
-                socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_PATIENCE), 0)
-            )
-            self._socket.bind((0, 0))
-            for group in groups:
-                self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
         except BaseException:
             self._socket.close()
             raise
@@ -83,7 +83,8 @@ class NetlinkSocket:
 
     def fileno(self) -> int:
         """For a poll, where groups are listened to."""
-        return self._socket.fileno()
+        number: int = self._socket.fileno()
+        return number
 
     def request(self, request: Request) -> list[Message]:
         """One request, with its replies. Raises KernelRefused, OSError."""
@@ -197,6 +198,19 @@ class NetlinkSocket:
             if sender[0] != 0:
                 continue  # another process may send to us as well; only the kernel is asked
             return data
+
+
+def _make(protocol: int, groups: Sequence[int]) -> socket.socket:
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_PATIENCE), 0))
+        made.bind((0, 0))
+        for group in groups:
+            made.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _refused(refusal: Refusal) -> KernelRefused:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import click
 
 from meshlib.agent import assembly
+from meshlib.agent.broker.privileges import confine_parser
+from meshlib.agent.broker.start import ProgrammerProcess
 from meshlib.agent.compile.compiler import DesiredChange
 from meshlib.agent.engine.ledger_file import LedgerFile
 from meshlib.agent.engine.node import Step
@@ -27,6 +28,7 @@ from meshlib.errors import MeshError
 from meshlib.model.cluster import Node
 from meshlib.model.events import EntrySkipped, Event, SourceFailed, SourceRecovered
 from meshlib.runtime.clock import SYSTEM
+from meshlib.runtime.primitives import new_lock
 
 
 def say(line: str) -> None:
@@ -66,13 +68,18 @@ async def _run(loaded: Loaded, state: Path, files: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     crashes: list[BaseException] = []
+    # Before anything is read that somebody else wrote: afterwards this process may do nothing to the host.
+    programmer = ProgrammerProcess(new_lock())
+    confine_parser()
 
     def crashed(name: str, error: BaseException) -> None:
         crashes.append(error)
         stopping.set()
 
     try:
-        chosen = await worker(lambda: choose(options.mode, options.families, assembly.makers(options)))
+        chosen = await worker(
+            lambda: choose(options.mode, options.families, assembly.makers(options, programmer.broker.socket))
+        )
         for mode, probe in chosen.probes.items():
             say(f"mode {mode}: {'chosen' if mode == chosen.mode else 'not usable'}: {probe.reason}")
         engine = assembly.engine(options, chosen, ledger, _step, _change)
@@ -92,8 +99,8 @@ async def _run(loaded: Loaded, state: Path, files: Path | None) -> None:
         finally:
             await control.close()
     finally:
-        with contextlib.suppress(asyncio.CancelledError):
-            ledger.close()
+        programmer.close()
+        ledger.close()
     if crashes:
         raise crashes[0]
 

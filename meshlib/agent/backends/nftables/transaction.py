@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from meshlib.agent.backends.nftables.messages import begin, end
 from meshlib.agent.netlink.exchange import Answers, Refusal
 from meshlib.agent.netlink.messages import ACK, Request, encode_message
-from meshlib.agent.netlink.socket import NETFILTER, NetlinkSocket
+from meshlib.agent.netlink.socket import NETFILTER, Make, NetlinkSocket
 
 #: Bytes. A full load of 10,000 Services with three endpoints each is 6 MB; the kernel charges a send to this limit.
 _SEND_BUFFER = 1 << 28
@@ -25,9 +25,9 @@ _SNDBUFFORCE, _RCVBUFFORCE = 32, 33
 class TransactionSocket(NetlinkSocket):
     """Dumps and transactions of nf_tables, in the network namespace in which it was opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Make | None = None) -> None:
         """Raises OSError; PermissionError without CAP_NET_ADMIN, which a transaction needs anyway."""
-        super().__init__(NETFILTER)
+        super().__init__(NETFILTER, make=make)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, _SEND_BUFFER)
             self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _RECEIVE_BUFFER)
