@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from meshlib.agent.netlink.generic import HEADER, parse_command
 from meshlib.agent.netlink.messages import (
+    ATTRIBUTE,
     Malformed,
     Message,
     Request,
@@ -303,13 +304,36 @@ def _parse_service(body: bytes) -> tuple[ServiceKey, VirtualServer] | None:
 
 
 def _parse_destination(body: bytes) -> tuple[RealKey, tuple[RealServer, Connections]]:
-    nest = _nest(body, _DEST)
-    found = dict(parse_attributes(nest))
+    if len(body) >= _USUAL_SIZE:
+        fields = _USUAL.unpack_from(body)
+        if fields[::2] == _USUAL_HEADERS:
+            _, address, port, method, weight, _, _, _, upper, lower, *counts, family = fields[1::2]
+            real = RealKey(_text(address, family), port[0] << 8 | port[1])
+            server = RealServer(weight, method, upper, lower)
+            return real, (server, Connections(*counts))
+    found = dict(parse_attributes(_nest(body, _DEST)))
     family = number(found[11], 2) if 11 in found else _AF[4]
     key = RealKey(_text(exactly(_needed(found, 1), 16), family), network_number(_needed(found, 2), 2))
     value = RealServer(*(number(_needed(found, kind), 4) for kind in (4, 3, 5, 6)))
     counts = Connections(*(number(_needed(found, kind), 4) for kind in (7, 8, 9)))
     return key, (value, counts)
+
+
+#: How today's kernels tell a destination: the type of the nest, then the attributes' headers (each as one number) in
+#: this order with their values. Looking for just this takes a quarter of the time of a walk through them, and reading
+#: a large table spends its time here.
+_USUAL = Struct("=xxH 0s I16s I2sxx II II IBxxx IHxx IHxx II II II II II IHxx")
+_USUAL_SIZE = _USUAL.size
+_USUAL_HEADERS = (
+    _DEST,
+    *(
+        number(ATTRIBUTE.pack(length, kind), 4)
+        for length, kind in (
+            *((20, 1), (6, 2), (8, 3), (8, 4), (5, 13), (6, 14), (6, 15)),
+            *((8, 5), (8, 6), (8, 7), (8, 8), (8, 9), (6, 11)),
+        )
+    ),
+)
 
 
 def _nest(body: bytes, kind: int) -> bytes:
