@@ -10,7 +10,7 @@ from meshlib.agent.backends.base import Probe
 from meshlib.agent.backends.ipvs.anyip import AnyIp
 from meshlib.agent.backends.ipvs.dummy import Dummy
 from meshlib.agent.backends.ipvs.exclude import Excluded
-from meshlib.agent.backends.ipvs.part import Part
+from meshlib.agent.backends.ipvs.part import Companion, Part
 from meshlib.agent.backends.ipvs.probe import probe
 from meshlib.agent.backends.ipvs.servers import Servers
 from meshlib.agent.desired import Frontend, Hairpin, Place
@@ -34,16 +34,18 @@ class IpvsBackend:
         binding: Literal["anyip", "dummy"] = "anyip",
         drain_seconds: float = 900.0,
         excluded: Iterable[str] = (),
-        companion: Part | None = None,
+        companion: Companion | None = None,
         connect: Callable[[int], NetlinkSocket] = NetlinkSocket,
     ) -> None:
         short = companion is not None
         self._connect = connect
+        self._excluded = Excluded(excluded)
         self.servers = Servers(
-            connect, drain_seconds=drain_seconds, excluded=Excluded(excluded), short_circuit=short
+            connect, drain_seconds=drain_seconds, excluded=self._excluded, short_circuit=short
         )
         bind = AnyIp if binding == "anyip" else Dummy
         self.binding: AnyIp | Dummy = bind(connect, short_circuit=short)
+        self._companion = companion
         self._parts: tuple[Part, ...] = (self.binding, self.servers)
         if companion is not None:
             self._parts += (companion,)
@@ -55,8 +57,14 @@ class IpvsBackend:
         return tuple(self._owner)
 
     def probe(self) -> Probe:
-        """Makes a virtual server of each family, reads it back and removes it. Raises nothing."""
-        return probe(self._connect)
+        """Makes a virtual server of each family, reads it back and removes it, and asks the companion. Raises
+        nothing."""
+        found = probe(self._connect)
+        if self._companion is None or not found.usable:
+            return found
+        beside = self._companion.probe()
+        families = tuple(each for each in found.families if each in beside.families)
+        return Probe(beside.usable and bool(families), f"{found.reason}; beside it {beside.reason}", families)
 
     def fixed(self, place: Place) -> Objects:
         """What is there whatever the frontends are."""
@@ -64,6 +72,8 @@ class IpvsBackend:
 
     def translate(self, frontend: Frontend, place: Place) -> Objects:
         """What one frontend needs."""
+        if frontend.key.address and frontend.key.address in self._excluded:
+            return {}
         found = dict(self.binding.translate(frontend, place))
         for part in self._parts[1:]:
             found.update(part.translate(frontend, place))
@@ -100,7 +110,10 @@ class IpvsBackend:
 
     def tick(self, now: float) -> float | None:
         """Removes what has drained; returns when to look next."""
-        return self.servers.tick(now)
+        times = [self.servers.tick(now)]
+        if self._companion is not None:
+            times.append(self._companion.tick(now))
+        return min((each for each in times if each is not None), default=None)
 
     def cut(self, addresses: Collection[str], now: float) -> None:
         """The hosts behind these addresses are gone: their draining destinations go with the next ``tick``."""

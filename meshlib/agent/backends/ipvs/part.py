@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from meshlib.agent.backends.base import Probe
 from meshlib.agent.desired import Frontend, Hairpin, Place
 from meshlib.agent.objects import Failed, ObjectKey, Objects, Operation
 
@@ -46,4 +47,16 @@ class Part(Protocol):
 
     def close(self) -> None:
         """Give back what is open; what is in the kernel stays."""
+        ...
+
+
+class Companion(Part, Protocol):
+    """The part that says what IPVS cannot: drop, masquerade, source ranges, the way past a Local policy."""
+
+    def probe(self) -> Probe:
+        """Whether it works here."""
+        ...
+
+    def tick(self, now: float) -> float | None:
+        """Its work that waits for time; when to be called next."""
         ...
