@@ -31,6 +31,7 @@ packages() {
 }
 
 packages dns knotd unbound dnsmasq -- knot unbound dnsmasq-base
+packages kernel ip nft conntrack iptables -- iproute2 nftables conntrack iptables
 [[ -x ${KUBEBUILDER_ASSETS:-}/etcd ]] || packages kube etcd -- etcd-server
 
 # Programs on PATH are good enough where nothing can be built.
