@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,29 @@ class Space:
         self._stack.callback(os.close, here)
         _checked(_libc.unshare(_CLONE_NEWNET))
         self._stack.callback(lambda: _checked(_libc.setns(here, _CLONE_NEWNET)))
+        self.number = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        self._stack.callback(os.close, self.number)
         self.route = self._stack.enter_context(NetlinkSocket(ROUTE))
         self.route.request(rtnl.set_link_up(1))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """The calling thread is in this namespace, and then back where it was."""
+        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        try:
+            _checked(_libc.setns(self.number, _CLONE_NEWNET))
+            yield
+        finally:
+            _checked(_libc.setns(here, _CLONE_NEWNET))
+            os.close(here)
+
+    def give(self, device: str, other: Space) -> None:
+        """One of the current namespace's devices moves."""
+        self.shell(f"ip link set {device} netns /proc/{os.getpid()}/fd/{other.number}")
 
     def address(self, *addresses: str) -> None:
         """Gives lo addresses, for endpoints and for the node."""
@@ -76,13 +94,17 @@ class Space:
             return "nothing"
 
 
-def connect(address: str, port: int, protocol: str = "TCP", timeout: float = 5.0) -> socket.socket:
+def connect(
+    address: str, port: int, protocol: str = "TCP", timeout: float = 5.0, source: str = ""
+) -> socket.socket:
     """A flow of its own."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM
     flow = socket.socket(family, kind)
     flow.settimeout(timeout)
     try:
+        if source:
+            flow.bind((source, 0))
         flow.connect((address, port))
     except BaseException:
         flow.close()
