@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from meshlib.agent.backends.nftables import NftablesBackend
+from meshlib.agent.backends.nftables.transaction import TransactionSocket
 from meshlib.agent.desired import Place
 from tests.components.process import NotAvailable, leave_out, program
 from tests.kernel.lab.lab import Lab, Programmed
@@ -48,8 +49,12 @@ def nftables(lab: Lab) -> Iterator[Callable[..., NftablesBackend]]:
     made: list[NftablesBackend] = []
 
     def make(family: int, table: str = "meshlib") -> NftablesBackend:
-        backend = lab.open(lambda: _connected(family, table))
+        # Whenever it opens a socket, it does so inside: the host's own rules are out of reach.
+        backend = NftablesBackend(family, table, lambda: lab.open(TransactionSocket))
         made.append(backend)
+        probe = backend.probe()
+        if not probe.usable:
+            leave_out("kernel", NotAvailable(probe.reason))
         return backend
 
     try:
@@ -59,14 +64,6 @@ def nftables(lab: Lab) -> Iterator[Callable[..., NftablesBackend]]:
             backend.cleanup()
             backend.close()
         lab.forget_flows()
-
-
-def _connected(family: int, table: str) -> NftablesBackend:
-    backend = NftablesBackend(family, table)
-    probe = backend.probe()  # opens its socket here
-    if not probe.usable:
-        leave_out("kernel", NotAvailable(probe.reason))
-    return backend
 
 
 @pytest.fixture

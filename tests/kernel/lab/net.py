@@ -107,6 +107,12 @@ class Network:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
+    def nft(self, space: str, text: str) -> None:
+        """Commands of nft, or a whole table, in a namespace."""
+        words = [self._ip, "netns", "exec", self.spaces[space], "nft", "-f", "-"]
+        done = subprocess.run(words, input=text + "\n", capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{text}: {done.stderr}"
+
     def ip(self, space: str, *lines: str) -> None:
         """Lines for ``ip -batch``, in a namespace."""
         words = [self._ip, "-n", self.spaces[space], "-batch", "-"]

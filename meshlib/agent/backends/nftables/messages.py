@@ -247,11 +247,17 @@ def _elements(
 ) -> Iterator[Request]:
     head = text(1, table) + text(2, spec.name)
     before, between = _frame(spec)
+    key_size, value_size = spec.key_size, spec.value_size
     parts: list[bytes] = []
     size = 0
     for element in elements:
         value = element.value
-        if type(value) is bytes and not element.key_end and not element.flags:
+        if (
+            type(value) is bytes
+            and len(value) == value_size
+            and len(element.key) == key_size
+            and not (element.key_end or element.flags)
+        ):
             part = before + element.key + between + value
         else:
             part = _element(element)
