@@ -276,6 +276,8 @@ def _age(created: str) -> tuple[bool, float]:
         return _AGELESS
     try:
         when = datetime.fromisoformat(created)
-        return (False, (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
+        seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return _AGELESS
+    # Go writes "no time" as the year 1.
+    return (False, seconds) if seconds > 0 else _AGELESS

@@ -12,6 +12,10 @@ from meshlib.discovery.file.poll import POLL, FolderPoll
 from meshlib.model.cluster import ABSENT, ClusterChange, Node, ServiceFacts, TellCluster
 from meshlib.model.service import ServiceKey
 
+#: Seconds after which an unchanged state is confirmed: a mass removal that the agent holds back waits for such a word.
+#: kube-proxy looks at everything again as often.
+CONFIRM = 30.0
+
 
 class FileCluster:
     """Like discovery.kubernetes.cluster.KubernetesCluster, told by files. ``node``: who we are, as nobody else says it.
@@ -30,10 +34,11 @@ class FileCluster:
         self._poll = poll
         self._told: dict[ServiceKey, ServiceFacts] | None = None
         self._files: FolderPoll | None = None
+        self._told_at = 0.0
 
     def start(self) -> None:
         """Returns at once."""
-        self._files = FolderPoll(self._context, self._path, self._poll, self._take)
+        self._files = FolderPoll(self._context, self._path, self._poll, self._take, self._confirm)
 
     async def close(self) -> None:
         """Nothing is told afterwards."""
@@ -75,4 +80,13 @@ class FileCluster:
             changed.update((key, ABSENT) for key in before if key not in now)
             change = ClusterChange(changed, lists=self.lists)
         self._told = now
+        if change.complete or change.services:
+            self._send(change)
+
+    def _confirm(self) -> None:
+        if self._told is not None and self._context.now() >= self._told_at + CONFIRM and self.live:
+            self._send(ClusterChange(lists=self.lists))
+
+    def _send(self, change: ClusterChange) -> None:
+        self._told_at = self._context.now()
         self._tell(change)

@@ -19,13 +19,18 @@ POLL = 0.25
 
 
 class FolderPoll:
-    """Lives on the control loop. ``taken`` is called there with every new state of the files.
+    """Lives on the control loop, where ``taken`` is called with each new state, and ``looked`` after each look.
 
     Manifests are written on this machine, so loopback and link-local addresses in them mean what they say.
     """
 
     def __init__(
-        self, context: ResolverContext, path: str, poll: float, taken: Callable[[Registry], None]
+        self,
+        context: ResolverContext,
+        path: str,
+        poll: float,
+        taken: Callable[[Registry], None],
+        looked: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = path
         self.state = FolderState()
@@ -34,6 +39,7 @@ class FolderPoll:
         self._context = context
         self._poll = poll
         self._taken = taken
+        self._looked = looked
         self._told: tuple[str, ...] = ()
         self._skipped: frozenset[tuple[str, str]] = frozenset()
         self._loaded_at: float | None = None
@@ -58,6 +64,7 @@ class FolderPoll:
             self.looks += 1
             if self.registry is None or state is not self.state:
                 self._take(state)
+            self._looked()
             await self._context.sleep(self._poll)
 
     def _take(self, state: FolderState) -> None:
