@@ -234,7 +234,7 @@ def test_strays_do_not_reach_the_client(lab: Lab, node: Node, family: int) -> No
     segment[2:4] = (40000).to_bytes(2, "big")
     segment[12:14] = bytes((0x50, 0x10))
     segment[16:18] = bytes((0xDE, 0xAD))
-    watch = "type filter hook forward priority 0\nct state invalid counter"
+    watch = "type filter hook forward priority 0\nct state invalid tcp dport 40000 counter"
     lab.network.nft("node", f"table inet watch {{\nchain c {{\n{watch}\n}}\n}}")
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
     raw = lab.open(lambda: socket.socket(kind, socket.SOCK_RAW, socket.IPPROTO_TCP), "far")

@@ -6,6 +6,7 @@ Rules use registers from 0 on. What a rule loads for a look-up may be overwritte
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -146,7 +147,8 @@ def _sticking(lane: Lane, slots: int, family: int, seconds: int) -> list[Rule]:
     ]
 
 
-def chains(family: int, bit: int, pods_known: bool) -> dict[str, ChainSpec]:
+@cache
+def chains(family: int, bit: int, pods_known: bool) -> Mapping[str, ChainSpec]:
     """The chains that are always there. ``bit``: of the mark that says masquerade."""
     specs = {
         REFUSE: ChainSpec.of(_refuse(family)),
