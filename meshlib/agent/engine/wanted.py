@@ -4,9 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator
+from heapq import heappop, heappush
 from typing import Any
 
 from meshlib.agent.objects import ObjectKey, Objects
+
+
+class _Sources:
+    """The sources of one shared object, with what each asks for. The smallest is at hand, however many there are: all
+    Services with three endpoints may share one chain."""
+
+    __slots__ = ("_order", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[Any, Any] = {}
+        self._order: list[Any] = []  # a heap; sources that went are dropped when they come up
+
+    def put(self, source: Any, value: Any) -> None:
+        if source not in self.values:
+            heappush(self._order, source)
+        self.values[source] = value
+        if len(self._order) > 2 * len(self.values) + 16:  # sources that came and went many times
+            self._order = sorted(self.values)
+
+    def smallest(self) -> Any:
+        while self._order[0] not in self.values:
+            heappop(self._order)
+        return self._order[0]
 
 
 class Wanted:
@@ -22,7 +46,7 @@ class Wanted:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._only: dict[ObjectKey, tuple[Hashable, Any]] = {}
-        self._shared: dict[ObjectKey, dict[Any, Any]] = {}
+        self._shared: dict[ObjectKey, _Sources] = {}
 
     def __len__(self) -> int:
         return len(self._only) + len(self._shared)
@@ -43,11 +67,11 @@ class Wanted:
         if key in self._only:
             return self._only[key][1]
         sources = self._shared[key]
-        return sources[min(sources)]
+        return sources.values[sources.smallest()]
 
     def source(self, key: ObjectKey) -> Any:
         """For whose sake (the smallest, where several need it)."""
-        return self._only[key][0] if key in self._only else min(self._shared[key])
+        return self._only[key][0] if key in self._only else self._shared[key].smallest()
 
     def change(self, source: Any, old: Objects, new: Objects) -> set[ObjectKey]:
         """One source needs ``new`` instead of ``old``. Returns the objects that may be different now.
@@ -67,7 +91,7 @@ class Wanted:
 
     def _need(self, source: Any, key: ObjectKey, value: Any) -> None:
         if key in self._shared:
-            self._shared[key][source] = value
+            self._shared[key].put(source, value)
             return
         held = self._only.get(key)
         if held is None or held[0] == source:
@@ -75,7 +99,9 @@ class Wanted:
             self._only[key] = (source, value)
         else:
             del self._only[key]
-            self._shared[key] = {held[0]: held[1], source: value}
+            shared = self._shared[key] = _Sources()
+            shared.put(*held)
+            shared.put(source, value)
 
     def _release(self, source: Any, key: ObjectKey) -> None:
         sources = self._shared.get(key)
@@ -85,8 +111,8 @@ class Wanted:
                 del self._only[key]
                 self._counts[key.kind] -= 1
             return
-        sources.pop(source, None)
-        if len(sources) == 1:
+        sources.values.pop(source, None)
+        if len(sources.values) == 1:
             del self._shared[key]
-            ((last, value),) = sources.items()
+            ((last, value),) = sources.values.items()
             self._only[key] = (last, value)
