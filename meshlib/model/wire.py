@@ -35,8 +35,8 @@ class Meta(msgspec.Struct, rename="camel"):
     annotations: dict[str, str] | None = None
 
 
-class LiveMeta(msgspec.Struct, rename="camel"):
-    """Metadata of Services and Nodes: Meta with the two times."""
+class ServiceMeta(msgspec.Struct, rename="camel"):
+    """Metadata of a Service, with its age."""
 
     name: str | None = None
     namespace: str | None = None
@@ -45,7 +45,6 @@ class LiveMeta(msgspec.Struct, rename="camel"):
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     creation_timestamp: str | None = None
-    deletion_timestamp: str | None = None
 
 
 class SliceMeta(msgspec.Struct, rename="camel"):
@@ -171,7 +170,7 @@ class ServiceStatus(msgspec.Struct, rename="camel"):
 
 
 class WireService(msgspec.Struct):
-    metadata: LiveMeta
+    metadata: ServiceMeta
     spec: ServiceSpec | None = None
     status: ServiceStatus | None = None
 
@@ -195,8 +194,14 @@ class NodeStatus(msgspec.Struct):
     addresses: list[NodeAddress] | None = None
 
 
+class NodeMeta(msgspec.Struct, rename="camel"):
+    name: str | None = None
+    labels: dict[str, str] | None = None
+    deletion_timestamp: str | None = None
+
+
 class WireNode(msgspec.Struct):
-    metadata: LiveMeta
+    metadata: NodeMeta
     spec: NodeSpec | None = None
     status: NodeStatus | None = None
 
