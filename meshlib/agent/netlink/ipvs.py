@@ -315,8 +315,8 @@ def _parse_destination(body: bytes) -> tuple[RealKey, tuple[RealServer, Connecti
     family = number(found[11], 2) if 11 in found else _AF[4]
     key = RealKey(_text(exactly(_needed(found, 1), 16), family), network_number(_needed(found, 2), 2))
     value = RealServer(*(number(_needed(found, kind), 4) for kind in (4, 3, 5, 6)))
-    counts = Connections(*(number(_needed(found, kind), 4) for kind in (7, 8, 9)))
-    return key, (value, counts)
+    connections = Connections(*(number(_needed(found, kind), 4) for kind in (7, 8, 9)))
+    return key, (value, connections)
 
 
 #: How today's kernels tell a destination: the type of the nest, then the attributes' headers (each as one number) in

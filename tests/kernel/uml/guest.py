@@ -52,9 +52,10 @@ for each in {wanted}; do modprobe -d /run/modules $each || echo "no module $each
 printf '#!/bin/sh\\nexec /usr/sbin/modprobe -d /run/modules "$@"\\n' >/run/modprobe
 chmod +x /run/modprobe
 echo /run/modprobe >/proc/sys/kernel/modprobe
-# Its working folder is not visible under /tmp any more, so it was mounted elsewhere before.
+# When whoever started us is gone, however that went, the console ends, and so do we.
+(cat >/dev/null 2>&1; echo "nobody waits for this guest any more"; halt -f) </dev/console &
 cd {cwd}
-{command}
+{command} </dev/null
 echo $? >{folder}/exit
 halt -f
 """
@@ -114,7 +115,7 @@ def run(
         # Its processes form a group of their own; TMPDIR holds its memory.
         process = subprocess.Popen(
             args,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,
@@ -127,9 +128,11 @@ def run(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
             process.wait()
+            _forget_input(process)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise GuestFailed(f"not finished after {timeout:g} s:\n{_tail(console)}") from None
             raise
+    _forget_input(process)
     text = console.read_text(errors="replace")
     code = ended.read_text().strip() if ended.exists() else "none"
     if code != "0":
@@ -140,6 +143,11 @@ def run(
 def python() -> str:
     """The interpreter of these tests, which the guest has as well."""
     return sys.executable
+
+
+def _forget_input(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _memory_folder() -> str:

@@ -178,3 +178,8 @@ class Node:
 def service_object(address: str, port: int, protocol: str = "TCP") -> ObjectKey:
     """The name that the engine knows a virtual server by."""
     return ObjectKey("service", ServiceKey(protocol, address, port))
+
+
+def node_is_empty(node: Node) -> bool:
+    """Whether the kernel holds no virtual server and no route of ours."""
+    return not node.services() and not node.routes()

@@ -13,7 +13,7 @@ from meshlib.agent.backends.base import Probe
 from meshlib.agent.backends.ipvs.translate import inside_key
 from meshlib.agent.desired import Action, Frontend, Hairpin, Place, Route, Target
 from meshlib.agent.objects import Failed, ObjectKey, Objects, Operation, Verb
-from tests.kernel.uml.node import Node, frontend
+from tests.kernel.uml.node import Node, frontend, node_is_empty
 from tests.kernel.uml.space import Space, connect, said
 
 VIP, A, B = "192.0.2.70", "10.1.0.1", "10.1.0.2"
@@ -108,7 +108,7 @@ def test_the_short_circuit(space: Space, node: Node) -> None:
         assert said(flow)[0] == first
         assert {space.ask(VIP, 80) for _ in range(4)} == {left}
     node.want()
-    assert node.services() == node.routes() == {}
+    assert node_is_empty(node)
 
 
 def test_the_probe_asks_the_companion_as_well(space: Space, node: Node) -> None:

@@ -269,7 +269,7 @@ def test_without_the_capability_nothing_is_lost_and_it_is_told(space: Space, nod
             os.setgid(65534)
             os.setuid(65534)
             written = node.write()
-            os.write(write, f"{written.error and written.error.errno} {len(written.plan)}".encode())
+            os.write(write, f"{getattr(written.error, 'errno', None)} {len(written.plan)}".encode())
         finally:
             os._exit(0)
     os.close(write)
@@ -286,7 +286,7 @@ def test_every_operation_refused_says_why(space: Space, node: Node) -> None:
     written = node.want(frontend(VIP, 80, A, "224.0.0.1"), frontend(VIP, 81, B))
     (failure,) = written.failed
     assert failure.errno == errno.EINVAL
-    assert "224.0.0.1" in failure.operation.key.name
+    assert "224.0.0.1" in str(failure.operation.key.name)
     assert "no host's" in failure.text
     assert node.weights() == {A: 1, B: 1}
     assert Wire().writes == 0

@@ -43,7 +43,8 @@ class _Nothing:
     def fixed(self, place: Place) -> dict[ObjectKey, Any]:
         return {}
 
-    translate = translate_hairpin = lambda self, one, place: {}
+    def translate(self, frontend: Frontend, place: Place) -> dict[ObjectKey, Any]:
+        return {}
 
 
 def objects(given: Frontend, place: Place = PLACE, **options: Any) -> dict[tuple[Any, ...], Any]:
