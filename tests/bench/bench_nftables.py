@@ -13,8 +13,8 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from ipaddress import ip_address
 from functools import partial
+from ipaddress import ip_address
 from statistics import median
 
 from meshlib.agent.backends.nftables import NftablesBackend

@@ -256,3 +256,53 @@ def test_services_come_and_go(lab: Lab, node: Node, family: int) -> None:
         assert lab.probe("p1", of(family, CLUSTER_IP), 80) != Refused()
         programmed.program(empty)
         assert programmed.backend.dump(family) == before
+
+
+@pytest.mark.acceptance(61)
+def test_pod_ranges_not_known(lab: Lab, node: Node, family: int) -> None:
+    """Then nothing is masqueraded for coming from elsewhere, and of those inside only the node is known; hairpins are
+    masqueraded all the same."""
+    local = to(family, POD1, POD2)
+    programmed = node(pod_ranges=())
+    desired = wanted.desired(
+        programmed.desired.place,
+        cluster_ip(family, local),
+        cluster_ip(family, local, of_(CLUSTER_IP, 1), masquerade=Masquerade.ALWAYS),
+        load_balancer(family, DROP, inside=local, **LOCAL),
+    )
+    programmed.program(desired)
+    lab.check(desired)
+
+
+@pytest.mark.acceptance(64, 65)
+def test_the_mark(lab: Lab, node: Node, family: int) -> None:
+    """Any bit can be ours; the others pass as they were, and ours is gone when the packet leaves."""
+    theirs = 0x80004001
+    programmed = node(masquerade_bit=5)
+    programmed.program(wanted.desired(programmed.desired.place, load_balancer(family, to(family, POD1))))
+    vip = f"{'ip' if family == 4 else 'ip6'} daddr {of(family, LB_IP)}"
+    lab.network.nft(
+        "node",
+        f"""table inet watch {{
+            chain before {{
+                type filter hook prerouting priority -150
+                {vip} meta mark set {theirs:#x}
+            }}
+            chain marked {{
+                type filter hook forward priority 0
+                meta mark {theirs | 1 << 5:#x} counter
+            }}
+            chain after {{
+                type filter hook postrouting priority 200
+                meta mark {theirs:#x} counter
+            }}
+        }}""",
+    )
+    try:
+        assert lab.ask("out", of(family, LB_IP), 80).source == of(family, NODE)
+        counted = lab.network.run("node", "nft list table inet watch")
+    finally:
+        lab.network.run("node", "nft delete table inet watch")
+    # The first packet carries our bit as far as it is needed; later ones have their translation already.
+    assert "packets 1 " in counted.split("chain after")[0]
+    assert "packets 0 " not in counted.split("chain after")[1]

@@ -85,6 +85,8 @@ class Planner:
             else:
                 self.applied[key] = operation.value
             self._judge(key)
+        # An emptied set keeps its room, and is walked through all of it: a full load would make every later plan slow.
+        self._pending = set(self._pending)
 
     def audit(self, actual: Objects, ours: Callable[[ObjectKey], bool]) -> Drift:
         """The kernel was read: what it holds replaces what we believed. ``ours`` tells whether we made an object

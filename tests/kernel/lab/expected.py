@@ -46,7 +46,9 @@ def _expected(desired: Desired, frontend: Frontend, client: Client) -> Expected:
         address = ip_address(client.address)
         if not any(address in ip_network(each) for each in frontend.source_ranges):
             return Expected(Action.DROP)
-    short = client.inside and frontend.inside is not None
+    # Without a known range nobody can tell this node's pods from others.
+    inside = client.is_node or (client.inside and bool(desired.place.pod_ranges))
+    short = inside and frontend.inside is not None
     route: Route = frontend.inside if short and frontend.inside is not None else frontend.route
     if route.action is not Action.FORWARD or not route.targets:
         return Expected(route.action if route.action is not Action.FORWARD else Action.REJECT)
