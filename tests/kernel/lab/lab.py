@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -76,7 +77,7 @@ class Lab:
                         self.serve(space, protocol, of(family, address), port)
             self.serve("node", "TCP", "0.0.0.0" if family == 4 else "::", HOST_PORT)
 
-    def serve(self, space: str, protocol: str, address: str, port: int) -> object:
+    def serve(self, space: str, protocol: str, address: str, port: int) -> socket.socket:
         """A server more; give what is returned to ``servers.stop``."""
         return self.servers.listen(self.network.spaces[space], protocol, address, port)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.kernel.lab.net import inside
 
+_FREEBIND = 78
 KINDS = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
 
 
@@ -49,6 +50,8 @@ class Servers:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                # An address that only a route makes local may be bound, in IPv4 without asking.
+                server.setsockopt(socket.IPPROTO_IPV6, _FREEBIND, 1)
             server.bind((address, port))
             if protocol == "TCP":
                 server.listen(64)
