@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from meshlib.agent.compile import Compiler, compile_desired
 from meshlib.agent.compile.claims import ClaimRules
-from meshlib.agent.compile.context import make_context
+from meshlib.agent.compile.context import Context, make_context
 from meshlib.agent.compile.ranges import source_ranges
+from meshlib.agent.compile.service import Part, compile_service
 from meshlib.agent.facts import Facts, Host
 from meshlib.agent.settings import AgentSettings, agent_settings
 from meshlib.errors import ConfigError
 from meshlib.model.cluster import ClusterChange, Node, ServiceFacts
 from meshlib.model.service import Service, ServiceKey, ServicePort
+from meshlib.model.slices import EndpointSlice, SliceEndpoint, SlicePort
 
 NODE = Node("node-a", "zone-1", ("192.0.2.1", "2001:db8::1", "203.0.113.9"))
 HOST = Host(("192.0.2.1", "10.8.0.1", "10.9.0.1", "127.0.0.1", "2001:db8::1", "fd00:8::1", "::1"))
@@ -129,3 +131,49 @@ def test_an_age_that_cannot_be_read_is_the_youngest() -> None:
         known = {facts.service.key: facts for facts in made if facts.service is not None}
         (frontend,) = compile_desired(Facts(known), AgentSettings(), 4).frontends
         assert frontend.owner.service.name == "b", odd
+
+
+@pytest.mark.acceptance(105)
+def test_one_change_compiles_one_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among a thousand Services one changed endpoint is one compilation and one other frontend; a new zone is all."""
+
+    compiled: list[ServiceFacts] = []
+
+    def counted(facts: ServiceFacts, context: Context) -> Part:
+        compiled.append(facts)
+        return compile_service(facts, context)
+
+    monkeypatch.setattr("meshlib.agent.compile.compiler.compile_service", counted)
+
+    def facts(number: int, *addresses: str) -> ServiceFacts:
+        key = ServiceKey("shop", f"s{number}")
+        service = Service(
+            key, ports=(ServicePort("http", 80),), cluster_ips=(f"10.96.{number // 250}.{number % 250 + 1}",)
+        )
+        found = EndpointSlice(
+            namespace="shop",
+            name=key.name,
+            service=key,
+            family=4,
+            ports=(SlicePort("http", 8080),),
+            endpoints=tuple(SliceEndpoint(address=each) for each in addresses),
+        )
+        return ServiceFacts(service, (found,))
+
+    known = {ServiceKey("shop", f"s{number}"): facts(number, "10.1.0.1") for number in range(1000)}
+    incremental = Compiler(AgentSettings(), 4)
+    incremental.update(ClusterChange(known, NODE, complete=True))
+    assert len(compiled) == 1000
+    compiled.clear()
+    change = incremental.update(
+        ClusterChange({ServiceKey("shop", "s7"): facts(7, "10.1.0.1", "10.1.0.2")}, NODE)
+    )
+    assert (len(compiled), len(change.frontends)) == (1, 1)
+    compiled.clear()
+    # The source read everything again, and one Service is another.
+    again = {**known, ServiceKey("shop", "s7"): facts(7, "10.1.0.2")}
+    change = incremental.update(ClusterChange(again, NODE, complete=True))
+    assert (len(compiled), len(change.frontends)) == (1, 1)
+    compiled.clear()
+    incremental.update(ClusterChange({}, Node("node-a", "zone-2", NODE.addresses, NODE.pod_ranges)))
+    assert len(compiled) == 1000
