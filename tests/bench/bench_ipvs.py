@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +27,7 @@ from meshlib.agent.engine.node import FamilyEngine
 from meshlib.agent.engine.programmer import Programmer
 from meshlib.agent.netlink import rtnl
 from meshlib.agent.netlink.exchange import Refusal
+from meshlib.agent.netlink.messages import Request
 from meshlib.agent.netlink.socket import ROUTE, NetlinkSocket
 from meshlib.agent.settings import AgentSettings
 from meshlib.model.cluster import ClusterChange, Node, ServiceFacts
@@ -82,9 +83,13 @@ def slice_of(key: ServiceKey, number: int, endpoints: int) -> EndpointSlice:
 class _Counted(NetlinkSocket):
     writes = 0
 
-    def batch(self, requests: Any, *rest: Any) -> dict[int, Refusal]:
-        _Counted.writes += len(requests)
-        return super().batch(requests, *rest)
+    def batch(self, requests: Iterable[Request], *rest: int) -> dict[int, Refusal]:
+        def counted() -> Iterator[Request]:
+            for request in requests:
+                _Counted.writes += 1
+                yield request
+
+        return super().batch(counted(), *rest)
 
 
 def engine() -> FamilyEngine:

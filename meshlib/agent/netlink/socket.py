@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -110,7 +110,7 @@ class NetlinkSocket:
                 return answers.replies
 
     def batch(
-        self, requests: Sequence[Request], most_messages: int = MOST_MESSAGES, most_bytes: int = MOST_BYTES
+        self, requests: Iterable[Request], most_messages: int = MOST_MESSAGES, most_bytes: int = MOST_BYTES
     ) -> dict[int, Refusal]:
         """All requests in order, many to a send. Returns what was refused, by index; the rest was carried out.
 
@@ -118,14 +118,18 @@ class NetlinkSocket:
         ENOBUFS: nobody knows. Where sending itself fails, everything from that send on is refused with its errno.
         """
         refusals: dict[int, Refusal] = {}
-        first = self._take(len(requests))
-        for chunk in chunks(requests, first, most_messages, most_bytes):
-            try:
-                refusals.update(self._exchange(chunk))
-            except OSError as error:
-                failed = Refusal(error.errno or errno.EIO, f"the exchange ended: {error.strerror or error}")
-                refusals.update((index, failed) for index in range(chunk.start, len(requests)))
-                break
+        ended: Refusal | None = None
+        for chunk in chunks(requests, self._sequence, most_messages, most_bytes):
+            self._take(chunk.size)
+            if ended is None:
+                try:
+                    refusals.update(self._exchange(chunk))
+                except OSError as error:
+                    ended = Refusal(
+                        error.errno or errno.EIO, f"the exchange ended: {error.strerror or error}"
+                    )
+            if ended is not None:
+                refusals.update(dict.fromkeys(range(chunk.start, chunk.start + chunk.size), ended))
         return refusals
 
     def notifications(self) -> list[Message]:

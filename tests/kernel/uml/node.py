@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from meshlib.agent.backends.ipvs import IpvsBackend
@@ -79,8 +79,9 @@ class _Watched(NetlinkSocket):
         self._wire = wire
 
     def batch(
-        self, requests: Sequence[Request], most_messages: int = MOST_MESSAGES, most_bytes: int = MOST_BYTES
+        self, requests: Iterable[Request], most_messages: int = MOST_MESSAGES, most_bytes: int = MOST_BYTES
     ) -> dict[int, Refusal]:
+        requests = list(requests)
         wire = self._wire
         if wire.crash_at is not None and wire.writes + len(requests) > wire.crash_at:
             super().batch(requests[: wire.crash_at - wire.writes], most_messages, most_bytes)

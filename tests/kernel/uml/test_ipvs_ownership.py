@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count
 
 import pytest
@@ -15,6 +15,7 @@ from meshlib.agent.engine.guard import Guard
 from meshlib.agent.engine.programmer import Written
 from meshlib.agent.netlink.exchange import Refusal
 from meshlib.agent.netlink.ipvs import ServiceKey, VirtualServer
+from meshlib.agent.netlink.messages import Request
 from meshlib.agent.netlink.socket import NetlinkSocket
 from tests.kernel.uml.node import Crash, Node, Wire, frontend, service_object
 from tests.kernel.uml.space import Space, connect, said
@@ -237,8 +238,8 @@ class _SmallBuffer(NetlinkSocket):
         super().__init__(protocol)
         self._socket.setsockopt(socket.SOL_SOCKET, 33, 2304)  # SO_RCVBUFFORCE
 
-    def batch(self, requests: object, *rest: int) -> dict[int, Refusal]:
-        return super().batch(requests, 100_000, 1 << 20)  # type: ignore[arg-type]
+    def batch(self, requests: Iterable[Request], *rest: int) -> dict[int, Refusal]:
+        return super().batch(requests, 100_000, 1 << 20)
 
 
 def test_lost_answers(space: Space) -> None:

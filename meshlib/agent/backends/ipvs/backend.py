@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
-from meshlib.agent.backends.base import Probe
+from meshlib.agent.backends.base import Probe, Speaking
 from meshlib.agent.backends.ipvs.anyip import AnyIp
 from meshlib.agent.backends.ipvs.dummy import Dummy
 from meshlib.agent.backends.ipvs.exclude import Excluded
 from meshlib.agent.backends.ipvs.part import Companion, Part
 from meshlib.agent.backends.ipvs.probe import probe
 from meshlib.agent.backends.ipvs.servers import Servers
+from meshlib.agent.backends.ipvs.words import words
 from meshlib.agent.desired import Frontend, Hairpin, Place
 from meshlib.agent.netlink.socket import NetlinkSocket
 from meshlib.agent.objects import Failed, ObjectKey, Objects, Plan
@@ -90,6 +91,16 @@ class IpvsBackend:
     def ledger_key(self, key: ObjectKey) -> ObjectKey | None:
         """A destination's is its virtual server."""
         return self._owner[key.kind].ledger_key(key)
+
+    @property
+    def draining(self) -> int:
+        """Removed destinations that still have connections."""
+        return self.servers.draining
+
+    def words(self, key: ObjectKey, value: Any) -> str:
+        """One object in words."""
+        part = self._owner[key.kind]
+        return part.words(key, value) if isinstance(part, Speaking) else words(key, value)
 
     def dump(self, family: int) -> Objects:
         """Everything of a family. Raises OSError."""

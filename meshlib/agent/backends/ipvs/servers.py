@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -177,22 +177,8 @@ class Servers:
 
     def _write(self, plan: Sequence[Operation]) -> list[Failed]:
         """Additions and changes."""
-        _, codec = self._open()
-        requests: list[Request] = []
         returning: set[int] = set()
-        for index, (verb, key, value, _) in enumerate(plan):
-            if key.kind == SERVICE:
-                make = codec.add_service if verb is Verb.ADD else codec.set_service
-                requests.append(make(_service(key), value))
-            else:
-                service, real = _split(key)
-                if verb is Verb.ADD and (not self._drain or Drained(service, real) not in self._drain):
-                    requests.append(codec.add_destination(service, real, value))
-                else:
-                    # One that drains gets its weight back: its connections go on.
-                    returning.add(index)
-                    requests.append(codec.set_destination(service, real, value))
-        refusals = self._batch(requests)
+        refusals = self._batch(self._requests(plan, returning))
         again: list[tuple[Operation, Request]] = []
         failures: list[Failed] = []
         for index, refusal in sorted(refusals.items()):
@@ -211,6 +197,26 @@ class Servers:
             if plan[index].key not in refused:
                 self._drain.stop(Drained(*_split(plan[index].key)))
         return failures
+
+    def _requests(self, plan: Sequence[Operation], returning: set[int]) -> Iterator[Request]:
+        """One for each operation, made as it is sent: a node's whole table would be a lot of memory. ``returning``
+        gets the places of destinations that are changed in place."""
+        _, codec = self._open()
+        drains = self._drain if self._drain else ()
+        name: Any
+        for index, (verb, (kind, name), value, _) in enumerate(plan):
+            service = ServiceKey._make(name[:3])
+            if kind == SERVICE:
+                make = codec.add_service if verb is Verb.ADD else codec.set_service
+                yield make(service, value)
+                continue
+            real = RealKey._make(name[3:])
+            if verb is Verb.ADD and (not drains or Drained(service, real) not in drains):
+                yield codec.add_destination(service, real, value)
+            else:
+                # One that drains gets its weight back: its connections go on.
+                returning.add(index)
+                yield codec.set_destination(service, real, value)
 
     def _other_way(self, operation: Operation, refusal: Refusal, returning: bool) -> Request | None:
         """What leads to the same end where the kernel holds something else than was believed; None: nothing does.
@@ -322,9 +328,7 @@ class Servers:
         programmed, wanted = self._stand_ins.get(key, (None, value))
         return wanted if value == programmed else value
 
-    def _batch(self, requests: Sequence[Request]) -> dict[int, Refusal]:
-        if not requests:
-            return {}
+    def _batch(self, requests: Iterable[Request]) -> dict[int, Refusal]:
         netlink, _ = self._open()
         return netlink.batch(requests)
 
@@ -345,13 +349,13 @@ class Servers:
 def _service(key: ObjectKey) -> ServiceKey:
     """The virtual server that an object is, or belongs to."""
     name: Any = key.name
-    return ServiceKey(*name[:3])
+    return ServiceKey._make(name[:3])
 
 
 def _split(key: ObjectKey) -> tuple[ServiceKey, RealKey]:
     """The two halves of a destination's name."""
     name: Any = key.name
-    return ServiceKey(*name[:3]), RealKey(*name[3:])
+    return ServiceKey._make(name[:3]), RealKey._make(name[3:])
 
 
 def _weightless(value: RealServer | None) -> RealServer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -53,7 +53,7 @@ class Script:
         counts = b"".join(attribute(kind, self.connections.to_bytes(4, "little")) for kind in (7, 8, 9))
         return [Message(0x1C, 0, 1, 0, HEADER.pack(NEW_DEST, 1) + attribute(2, nest + counts))]
 
-    def batch(self, requests: Sequence[Request]) -> dict[int, Refusal]:
+    def batch(self, requests: Iterable[Request]) -> dict[int, Refusal]:
         commands = [request.payload[0] for request in requests]
         self.sent += commands
         refused = {index: self.refuse(command) for index, command in enumerate(commands)}
