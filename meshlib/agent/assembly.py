@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -10,18 +11,23 @@ from typing import Any, TypeVar
 
 from meshlib.agent.backends.base import Backend
 from meshlib.agent.backends.ipvs.backend import IpvsBackend
+from meshlib.agent.backends.ipvs.translate import inside_key
 from meshlib.agent.backends.nftables.backend import NftablesBackend
+from meshlib.agent.backends.nftables.companion_table import CompanionTable
 from meshlib.agent.backends.nftables.transaction import TransactionSocket
 from meshlib.agent.compile.compiler import Compiler, DesiredChange
 from meshlib.agent.engine.guard import Guard
 from meshlib.agent.engine.ledger_file import LedgerFile
+from meshlib.agent.engine.leftovers import Departed, Leftovers, others
 from meshlib.agent.engine.node import FamilyEngine, NodeEngine, Step
 from meshlib.agent.engine.pace import Pace
 from meshlib.agent.engine.programmer import Programmer
+from meshlib.agent.engine.sweep import Sweep
+from meshlib.agent.flows.forgetter import Forgetter
 from meshlib.agent.modes import Chosen, Make
 from meshlib.agent.netlink.socket import Make as MakeSocket
 from meshlib.agent.netlink.socket import NetlinkSocket
-from meshlib.agent.settings import AgentSettings
+from meshlib.agent.settings import AgentSettings, VipBinding
 from meshlib.discovery.base import ResolverContext
 from meshlib.model.events import EventSink
 from meshlib.runtime.clock import SYSTEM
@@ -34,22 +40,29 @@ STATE_FOLDER = Path("/run/meshlib-agent")
 LEDGER, CONTROL = "ledger", "control.sock"
 
 
+def connector(make: MakeSocket | None = None) -> Callable[[int], NetlinkSocket]:
+    """Opens netlink sockets of a protocol. ``make``: who makes them, where this process may not."""
+    return lambda protocol: NetlinkSocket(protocol, make=make)
+
+
 def makers(settings: AgentSettings, make: MakeSocket | None = None) -> Mapping[str, Make]:
     """How the backends of each mode are made. ``make``: who makes netlink sockets, where this process may not."""
 
-    def connect(protocol: int) -> NetlinkSocket:
-        return NetlinkSocket(protocol, make=make)
+    def transactions() -> TransactionSocket:
+        return TransactionSocket(make)
 
     def ipvs(family: int) -> Backend:
+        beside = CompanionTable(family, inside_key, connect=transactions)
         return IpvsBackend(
             binding=settings.vip_binding,
             drain_seconds=settings.drain_seconds,
             excluded=settings.exclude_cidrs,
-            connect=connect,
+            companion=beside if settings.companion == "nftables" else None,
+            connect=connector(make),
         )
 
     def nftables(family: int) -> Backend:
-        return NftablesBackend(family, connect=lambda: TransactionSocket(make))
+        return NftablesBackend(family, connect=transactions)
 
     return {"ipvs": ipvs, "nftables": nftables}
 
@@ -60,9 +73,11 @@ def engine(
     ledger: LedgerFile,
     on_step: Callable[[Step], None],
     on_change: Callable[[int, DesiredChange], None],
+    make: MakeSocket | None = None,
 ) -> NodeEngine:
     """The engine over the chosen backends. Nothing is read or written yet."""
     families = {}
+    forgetter = Forgetter(connector(make))
     for family, backend in chosen.backends.items():
         compiler = Compiler(settings, family)
         programmer = Programmer(
@@ -74,8 +89,30 @@ def engine(
             pace=Pace(settings.min_sync_period, settings.sync_period, settings.sync_burst),
             adopt=settings.adopt,
         )
-        families[family] = FamilyEngine(compiler, programmer)
+        families[family] = FamilyEngine(compiler, programmer, Sweep(forgetter.forget))
     return NodeEngine(families, SYSTEM.now, SYSTEM.wall, on_step, on_change)
+
+
+def leftovers(
+    settings: AgentSettings,
+    chosen: Chosen,
+    ledger: LedgerFile,
+    told: Callable[[Departed], None],
+    make: MakeSocket | None = None,
+) -> Leftovers:
+    """What other modes, or this one in another shape, may have left on this node."""
+    binding: VipBinding = "dummy" if settings.vip_binding == "anyip" else "anyip"
+    variants = (settings, dataclasses.replace(settings, vip_binding=binding))
+    kept = {kind for backend in chosen.backends.values() for kind in backend.kinds}
+    found = [
+        (mode, family, maker(family))
+        for number, variant in enumerate(variants)
+        for mode, maker in makers(variant, make).items()
+        for family in chosen.backends
+        if mode != chosen.mode or number
+        if mode == "ipvs" or not number
+    ]
+    return Leftovers(others(chosen.mode, kept, found), ledger.ledger, ledger.write, told)
 
 
 class Worker:

@@ -8,13 +8,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from meshlib.agent.backends.base import words
 from meshlib.agent.desired import HealthPort
 from meshlib.agent.engine.node import NodeEngine
 from meshlib.agent.facts import Host
+from meshlib.agent.host import HostWatch
 from meshlib.agent.modes import Chosen
+from meshlib.agent.objects import Operation
 from meshlib.agent.ops.control import ControlRefused
 from meshlib.agent.ops.health import Answer, Vitals, healthz, livez, readyz
 from meshlib.agent.ops.health_ports import HealthPorts
+from meshlib.agent.ops.metrics_page import MetricsPage
 from meshlib.agent.ops.pages import Page, PageServer, json_page
 from meshlib.agent.settings import AgentSettings
 from meshlib.agent.status import Status, status_of
@@ -47,8 +51,9 @@ class Agent:
     run_blocking: Callable[[Callable[[], T]], Awaitable[T]]
     now: Callable[[], float]
     report: Callable[[str], None]  #: one line for people
-    metrics: Callable[[], bytes] | None = None  #: in Prometheus' text format
+    metrics: MetricsPage | None = None  #: None: there is no such page
     source: Source | None = None
+    host: HostWatch | None = None
     status: Status = dataclasses.field(default_factory=Status)
     _wake: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
@@ -61,6 +66,7 @@ class Agent:
         """Until ``stop``. Nothing is removed from the kernel at the end. Raises OSError where a page cannot listen."""
         ports = HealthPorts(self._health_hosts(), lambda: livez(self._vitals()).ok, self._port_failed)
         servers: list[PageServer] = []
+        watching: asyncio.Task[None] | None = None
         try:
             for address, site in (
                 (self.settings.health_address, self._probes),
@@ -71,10 +77,14 @@ class Agent:
                     host, _, port = address.rpartition(":")
                     await server.start(host.removeprefix("[").removesuffix("]"), int(port))
                     servers.append(server)
+            if self.host is not None:
+                watching = asyncio.create_task(self.host.run(), name="addresses of the host")
             if self.source is not None:
                 self.source.start()
             await self._work(stop, ports)
         finally:
+            if watching is not None:
+                watching.cancel()
             if self.source is not None:
                 await self.source.close()
             await ports.close()
@@ -116,14 +126,17 @@ class Agent:
                 f"IPv{number}": {
                     "frontends": family.frontends,
                     "objects": dict(family.objects),
-                    "applied": family.applied,
+                    "applied": dict(family.applied),
+                    "draining": family.draining,
+                    "generation": family.generation,
+                    "generation_in_kernel": family.in_kernel,
                     "pending": family.pending,
                     "held_removals": family.held,
                     "foreign": list(family.foreign),
                     "failures": family.failures,
                     "failed": [
-                        f"{failure.operation.verb.value} {failure.operation.key.kind} "
-                        f"{failure.operation.key.name}: {failure.text}"
+                        f"{failure.operation.verb.value} "
+                        f"{self._words(number, failure.operation)}: {failure.text}"
                         for failure in family.failed
                     ],
                     "error": family.error,
@@ -133,6 +146,9 @@ class Agent:
                 for number, family in status.families.items()
             },
         }
+
+    def _words(self, family: int, operation: Operation) -> str:
+        return words(self.chosen.backends[family], operation.key, operation.value)
 
     async def _work(self, stop: asyncio.Event, ports: HealthPorts) -> None:
         stopping = asyncio.ensure_future(stop.wait())
@@ -169,18 +185,21 @@ class Agent:
         if judge is None:
             return None
         answer: Answer = judge(self._vitals())
-        return json_page(200 if answer.ok else 503, {"ok": answer.ok, "reason": answer.reason})
+        code = 200 if answer.ok else 503
+        if self.metrics is not None:
+            self.metrics.probe(path, code)
+        return json_page(code, {"ok": answer.ok, "reason": answer.reason})
 
     def _pages(self, path: str) -> Page | None:
         match path:
             case "/state":
                 return json_page(200, self.describe())
             case "/mode" | "/proxyMode":
-                return Page(200, self.chosen.mode.encode())
+                return Page(200, self.chosen.mode.encode(), headers=(("X-Meshlib-Mode", self.chosen.mode),))
             case "/configz":
                 return json_page(200, dataclasses.asdict(self.settings))
             case "/metrics" if self.metrics is not None:
-                return Page(200, self.metrics(), "text/plain; version=0.0.4; charset=utf-8")
+                return Page(200, self.metrics.page(), self.metrics.content_type)
             case _:
                 return self._probes(path)
 

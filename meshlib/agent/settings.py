@@ -19,6 +19,7 @@ Mode = Literal["auto", "ipvs", "nftables", "iptables", "userspace"]
 LocalDetection = Literal["node", "cluster", "none"]
 KernelAffinity = Literal["persistent", "exact"]
 VipBinding = Literal["anyip", "dummy"]
+Companion = Literal["nftables", "none"]
 
 #: ip_vs_* schedulers of current kernels that need nothing but the packet (lblc and lblcr are for caches).
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "fo", "ovf")
@@ -30,6 +31,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "affinity": ("persistent", "exact"),
     "detect_local": ("node", "cluster", "none"),
     "vip_binding": ("anyip", "dummy"),
+    "companion": ("nftables", "none"),
 }
 _NETWORKS = (
     "pod_cidrs",
@@ -67,6 +69,7 @@ _FLAGS = (
     "strict_arp",
     "adopt",
     "beside_kube_proxy",
+    "take_over",
 )
 
 
@@ -98,6 +101,8 @@ class AgentSettings:
     service_proxy_name: str = ""
     #: kube-proxy runs here too, and we are told to live with it: only together with service_proxy_name.
     beside_kube_proxy: bool = False
+    #: kube-proxy's rules are still here and are being replaced: ours go before them (`agent handover`).
+    take_over: bool = False
     #: For Services that do not ask for one; kube-proxy's default.
     scheduler: str = "rr"
     #: persistent: IPVS's own (per address, ends about a minute late); exact: by nftables, on time.
@@ -129,6 +134,9 @@ class AgentSettings:
     #: CIDRs of host addresses that answer node ports; none: the node's own address; 0.0.0.0/0, ::/0: all of them.
     node_port_addresses: tuple[str, ...] = ()
     vip_binding: VipBinding = "anyip"
+    #: What says in mode ipvs what virtual servers cannot: drop, masquerade, source ranges, exact affinity. none:
+    #: nothing does, and a Service that needs it is served without; for kernels whose nf_tables lacks these families.
+    companion: Companion = "nftables"
     strict_arp: bool = False  #: arp_ignore/arp_announce for the whole host: breaks some CNI plugins
     exclude_cidrs: tuple[str, ...] = ()  #: virtual servers here are never touched: a fence beside the ledger
     adopt: bool = False  #: take over a foreign virtual server that equals a wanted one
@@ -206,6 +214,8 @@ class AgentSettings:
                 "two proxies on the same Services fight",
                 "set service_proxy_name as well",
             )
+        if self.beside_kube_proxy and self.take_over:
+            raise ConfigError("take_over", "contradicts beside_kube_proxy", "set one of the two")
         if self.detect_local == "cluster" and not self.cluster_cidrs:
             raise ConfigError("detect_local", "cluster needs cluster_cidrs")
         if self.min_sync_period > self.sync_period:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from meshlib.agent.backends.base import Draining, words
 from meshlib.agent.desired import HealthPort, Note
 from meshlib.agent.engine.node import FamilyEngine, NodeEngine
 from meshlib.agent.objects import Failed
@@ -16,12 +17,15 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class FamilyStatus:
-    """One family. Counts are of now; ``draining`` is not in here, the kernel knows it."""
+    """One family. Counts are of now."""
 
     frontends: int
     objects: Mapping[str, int]  #: wanted, by kind
-    applied: int
+    applied: Mapping[str, int]  #: believed to be in the kernel, by kind
     pending: int
+    draining: int  #: removed endpoints that still have connections
+    generation: int  #: how often the facts have changed
+    in_kernel: int  #: the newest generation that was wholly in the kernel
     held: int  #: removals that wait for a confirmation
     foreign: tuple[str, ...]  #: wanted objects in whose place somebody else's stands
     failed: tuple[Failed, ...]
@@ -64,16 +68,19 @@ def status_of(engine: NodeEngine) -> Status:
 
 def _family(family: FamilyEngine) -> FamilyStatus:
     programmer = family.programmer
-    planner = programmer.planner
+    planner, backend = programmer.planner, programmer.backend
     last = family.last.written if family.last is not None else None
     failed = last.failed if last is not None else ()
     return FamilyStatus(
         frontends=len(programmer.frontends),
         objects=planner.wanted.count_by_kind(),
-        applied=len(planner.applied),
+        applied=planner.count_applied(),
         pending=planner.pending,
+        draining=backend.draining if isinstance(backend, Draining) else 0,
+        generation=family.taken,
+        in_kernel=family.applied,
         held=len(programmer.held),
-        foreign=tuple(sorted(f"{key.kind} {key.name}" for key in planner.foreign)),
+        foreign=tuple(sorted(words(backend, key, None) for key in planner.foreign)),
         failed=failed[:SHOWN],
         failures=len(failed),
         error=str(last.error) if last is not None and last.error is not None else "",

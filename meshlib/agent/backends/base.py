@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from meshlib.agent.desired import Frontend, Hairpin, Place
 from meshlib.agent.objects import Failed, ObjectKey, Objects, Plan
@@ -69,3 +69,29 @@ class Backend(Protocol):
     def tick(self, now: float) -> float | None:
         """Work that waits for time (draining destinations). Returns when to be called next; None: nothing waits."""
         ...
+
+
+@runtime_checkable
+class Draining(Protocol):
+    """A backend whose removed endpoints keep their connections for a while."""
+
+    @property
+    def draining(self) -> int:
+        """How many wait."""
+        ...
+
+
+@runtime_checkable
+class Speaking(Protocol):
+    """A backend whose objects need translating before people can read them."""
+
+    def words(self, key: ObjectKey, value: Any) -> str:
+        """One object in words, on one line. Pure."""
+        ...
+
+
+def words(backend: Backend, key: ObjectKey, value: Any) -> str:
+    """One object in words, whatever the backend. Pure."""
+    if isinstance(backend, Speaking):
+        return backend.words(key, value)
+    return f"{key.kind} {key.name}" + ("" if value is None else f" = {value}")

@@ -12,7 +12,9 @@ from functools import reduce
 
 from meshlib.agent.compile.compiler import Compiler, DesiredChange
 from meshlib.agent.desired import HealthPort, Note
+from meshlib.agent.engine.leftovers import Leftovers
 from meshlib.agent.engine.programmer import Programmer, Written
+from meshlib.agent.engine.sweep import Sweep, Swept
 from meshlib.agent.facts import Host
 from meshlib.model.cluster import ClusterChange, Node
 from meshlib.model.service import ServiceKey
@@ -26,6 +28,7 @@ class Step:
     written: Written
     seconds: float
     latencies: tuple[float, ...] = ()
+    swept: Swept | None = None  #: stale flows, where they were looked for
 
 
 @dataclass(slots=True)
@@ -34,10 +37,13 @@ class FamilyEngine:
 
     compiler: Compiler
     programmer: Programmer
+    sweep: Sweep = field(default_factory=Sweep)
     notes: set[Note] = field(default_factory=set)
     health_ports: dict[ServiceKey, HealthPort] = field(default_factory=dict)
     last: Step | None = None
     synced: bool = False  #: everything that was wanted at some moment was in the kernel
+    taken: int = 0  #: the generation of the facts that are compiled
+    applied: int = 0  #: the newest generation of which everything is in the kernel
     _triggers: list[float] = field(default_factory=list)  # of changes that are not written yet
 
     def take(self, change: ClusterChange, host: Host | None, now: float) -> DesiredChange:
@@ -60,6 +66,10 @@ class FamilyEngine:
         self.notes.difference_update(difference.notes_removed)
         self.notes.update(difference.notes_added)
         self._triggers += difference.triggers
+        self.sweep.changed(difference.frontends)
+        self.taken += 1
+        if not self.programmer.planner.pending and self.synced:
+            self.applied = self.taken
         return difference
 
     def write(self, now: Callable[[], float], wall: Callable[[], float]) -> Step:
@@ -69,10 +79,31 @@ class FamilyEngine:
         latencies: tuple[float, ...] = ()
         if written.ok and not self.programmer.paused:
             self.synced = True
+            self.applied = self.taken
             latencies = tuple(max(0.0, wall() - at) for at in self._triggers)
             self._triggers.clear()
-        self.last = Step(self.compiler.place.family, written, now() - began, latencies)
+        seconds = now() - began
+        self.last = Step(self.compiler.place.family, written, seconds, latencies, self._forget(now, written))
         return self.last
+
+    @property
+    def sweep_at(self) -> float | None:
+        """When a failed sweep is to be repeated; None: none did, or the next write brings one."""
+        waits = self.programmer.paused or self.programmer.planner.pending
+        return None if waits else self.sweep.next()
+
+    def sweep_again(self, now: Callable[[], float]) -> Step | None:
+        """Repeats a sweep that failed, when it is time."""
+        due = self.sweep_at
+        if due is None or due > now():
+            return None
+        swept = self._forget(now, Written())
+        return Step(self.compiler.place.family, Written(), 0.0, swept=swept) if swept is not None else None
+
+    def _forget(self, now: Callable[[], float], written: Written) -> Swept | None:
+        if written.error is not None or self.programmer.paused:
+            return None
+        return self.sweep.run(self.programmer.frontends, self.programmer.place, now)
 
 
 class NodeEngine:
@@ -85,7 +116,9 @@ class NodeEngine:
         wall: Callable[[], float],
         on_step: Callable[[Step], None],
         on_change: Callable[[int, DesiredChange], None],
+        leftovers: Leftovers | None = None,
     ) -> None:
+        self.leftovers = leftovers  #: what other modes left behind, until it is gone
         self.families = dict(families)
         self.node = Node()
         self._now, self._wall = now, wall
@@ -108,12 +141,23 @@ class NodeEngine:
             return None
         times: list[float] = []
         for engine in self.families.values():
+            if engine.programmer.paused:
+                continue
             due = engine.programmer.pace.next(self._now())
-            if due is not None and due <= self._now() and not engine.programmer.paused:
+            if due is not None and due <= self._now():
                 self._on_step(engine.write(self._now, self._wall))
                 due = engine.programmer.pace.next(self._now())
+            again = engine.sweep_again(self._now)
+            if again is not None:
+                self._on_step(again)
             ticked = engine.programmer.backend.tick(self._now())
-            times += [at for at in (due, ticked) if at is not None]
+            times += [at for at in (due, ticked, engine.sweep_at) if at is not None]
+        if self.leftovers is not None and self.synced:
+            at = self.leftovers.step(self._now())
+            if at is None:
+                self.leftovers = None
+            else:
+                times.append(at)
         return min(times, default=None)
 
     def pause(self, paused: bool) -> None:

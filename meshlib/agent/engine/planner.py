@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from meshlib.agent.desired import FrontendKey
@@ -11,11 +13,13 @@ from meshlib.agent.engine.wanted import Wanted
 from meshlib.agent.objects import Failed, ObjectKey, Objects, Operation, Plan, Verb
 
 _ABSENT: Any = object()
+_name = attrgetter("name")
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What an audit found: objects that were gone, had another value, or were ours and not wanted any more."""
+    """What an audit found that was not about to be written anyway: objects that were gone, had another value, or were
+    ours and not wanted any more."""
 
     missing: tuple[ObjectKey, ...] = ()
     different: tuple[ObjectKey, ...] = ()
@@ -38,9 +42,14 @@ class Planner:
     def __init__(self, kinds: Collection[str]) -> None:
         self.wanted = Wanted()
         self.applied: dict[ObjectKey, Any] = {}
-        self._order = {kind: place for place, kind in enumerate(kinds)}
+        self._kinds = tuple(kinds)
         self._pending: set[ObjectKey] = set()
+        self._counts: Counter[str] = Counter()  # of applied, by kind
         self._foreign: set[ObjectKey] = set()
+
+    def count_applied(self) -> dict[str, int]:
+        """How many objects of each kind the kernel holds, as far as we know."""
+        return {kind: count for kind, count in self._counts.items() if count}
 
     @property
     def pending(self) -> int:
@@ -62,16 +71,15 @@ class Planner:
         """The operations that lead from what is applied to what is wanted; empty when nothing is pending."""
         additions: list[Operation] = []
         removals: list[Operation] = []
-        for key in self._pending:
-            have = self.applied.get(key, _ABSENT)
-            if key not in self.wanted:
+        wanted, applied = self.wanted, self.applied
+        for key in self._in_order(self._pending):
+            have = applied.get(key, _ABSENT)
+            if key not in wanted:
                 removals.append(Operation(Verb.REMOVE, key, have))
-                continue
-            verb = Verb.ADD if have is _ABSENT else Verb.SET
-            additions.append(Operation(verb, key, self.wanted.value(key), _why(self.wanted.source(key))))
-        additions.sort(key=self._place)
-        removals.sort(key=self._place, reverse=True)
-        return (*additions, *removals)
+            else:
+                verb = Verb.ADD if have is _ABSENT else Verb.SET
+                additions.append(Operation(verb, key, wanted.value(key), _why(wanted.source(key))))
+        return (*additions, *reversed(removals))
 
     def done(self, plan: Plan, failed: Iterable[Failed] = ()) -> None:
         """The plan was carried out, except for what failed."""
@@ -80,10 +88,13 @@ class Planner:
             key = operation.key
             if key in refused:
                 continue
+            had = key in self.applied
             if operation.verb is Verb.REMOVE:
                 self.applied.pop(key, None)
+                self._counts[key.kind] -= had
             else:
                 self.applied[key] = operation.value
+                self._counts[key.kind] += not had
             self._judge(key)
         # An emptied set keeps its room, and is walked through all of it: a full load would make every later plan slow.
         self._pending = set(self._pending)
@@ -93,6 +104,7 @@ class Planner:
         that is not wanted (any more), or that is wanted and was not known to be applied."""
         missing, different, surplus, foreign = [], [], [], []
         applied: dict[ObjectKey, Any] = {}
+        waiting = self._pending
         self._foreign.clear()
         for key, value in actual.items():
             mine = key in self.applied or ours(key)
@@ -110,13 +122,16 @@ class Planner:
             if key not in applied and key not in self._foreign:
                 missing.append(key)
         self.applied = applied
+        self._counts = Counter(key.kind for key in applied)
         self._pending = {*missing, *different, *surplus}
-        return Drift(*(tuple(sorted(keys, key=self._key)) for keys in (missing, different, surplus, foreign)))
+        drifted = ([key for key in keys if key not in waiting] for keys in (missing, different, surplus))
+        return Drift(*(tuple(sorted(keys, key=self._key)) for keys in (*drifted, foreign)))
 
     def adopt(self, actual: Mapping[ObjectKey, Any], keys: Iterable[ObjectKey]) -> None:
         """Somebody else's objects become ours (the operator said so)."""
         for key in keys:
             self._foreign.discard(key)
+            self._counts[key.kind] += key not in self.applied
             self.applied[key] = actual[key]
             self._judge(key)
 
@@ -130,12 +145,16 @@ class Planner:
         elif key not in self._foreign:
             self._pending.add(key)
 
-    def _key(self, key: ObjectKey) -> tuple[int, str]:
-        return self._order[key.kind], repr(key.name)
-
-    def _place(self, operation: Operation) -> tuple[int, str]:
-        return self._key(operation.key)
+    def _in_order(self, keys: Iterable[ObjectKey]) -> list[ObjectKey]:
+        """By kind, and within a kind by name: a plan must not depend on the order of events."""
+        by_kind: dict[str, list[ObjectKey]] = {}
+        for key in keys:
+            by_kind.setdefault(key.kind, []).append(key)
+        return [key for kind in self._kinds if kind in by_kind for key in sorted(by_kind[kind], key=_name)]
 
 
 def _why(source: Any) -> FrontendKey | None:
-    return next((part for part in source if isinstance(part, FrontendKey)), None)
+    for part in source:
+        if type(part) is FrontendKey:
+            return part
+    return None

@@ -6,18 +6,25 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import click
 
-from meshlib.agent import assembly
+from meshlib.agent import assembly, coexist
+from meshlib.agent.backends.base import words
 from meshlib.agent.broker.privileges import confine_parser
 from meshlib.agent.broker.start import ProgrammerProcess
 from meshlib.agent.compile.compiler import DesiredChange
 from meshlib.agent.engine.ledger_file import LedgerFile
+from meshlib.agent.engine.leftovers import Departed
 from meshlib.agent.engine.node import Step
+from meshlib.agent.host import HostWatch
 from meshlib.agent.load import Loaded
-from meshlib.agent.modes import choose
+from meshlib.agent.modes import Chosen, choose
+from meshlib.agent.objects import ObjectKey
 from meshlib.agent.ops.control import ControlServer
+from meshlib.agent.ops.log import Log
+from meshlib.agent.ops.metrics_page import MetricsPage
 from meshlib.agent.service import Agent, Source
 from meshlib.cli.agent.options import settings, settings_options, state_option
 from meshlib.cli.exits import UNKNOWN, stop
@@ -26,14 +33,8 @@ from meshlib.discovery.file.cluster import FileCluster
 from meshlib.discovery.kubernetes.cluster import KubernetesCluster
 from meshlib.errors import MeshError
 from meshlib.model.cluster import Node
-from meshlib.model.events import EntrySkipped, Event, SourceFailed, SourceRecovered
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.primitives import new_lock
-
-
-def say(line: str) -> None:
-    """One line of the log, on stderr."""
-    click.echo(visible(line), err=True)
 
 
 @click.command("run")
@@ -44,14 +45,23 @@ def say(line: str) -> None:
     type=click.Path(path_type=Path, exists=True),
     help="Take Services and EndpointSlices from this file or folder instead of a cluster.",
 )
-def command(file: Path | None, flags: tuple[str, ...], state: Path, files: Path | None) -> None:
+@click.option(
+    "--log",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines on stderr, one per change: for people, or JSON for programs.",
+)
+def command(file: Path | None, flags: tuple[str, ...], state: Path, files: Path | None, form: str) -> None:
     """Program this node with the Services of the cluster, until SIGTERM or SIGINT.
 
     The rules stay when it ends: a restart or an upgrade cuts no connection. `meshlib agent cleanup` removes them.
     """
     loaded = settings(file, flags)
+    log = Log(lambda line: click.echo(visible(line), err=True), SYSTEM.wall, as_json=form == "json")
     try:
-        asyncio.run(_run(loaded, state, files))
+        asyncio.run(_run(loaded, state, files, log))
     except MeshError as error:
         stop(error)
     except OSError as error:
@@ -59,7 +69,7 @@ def command(file: Path | None, flags: tuple[str, ...], state: Path, files: Path 
         raise SystemExit(UNKNOWN) from None
 
 
-async def _run(loaded: Loaded, state: Path, files: Path | None) -> None:
+async def _run(loaded: Loaded, state: Path, files: Path | None, log: Log) -> None:
     options = loaded.settings
     ledger = LedgerFile(state / assembly.LEDGER)
     worker = assembly.Worker()
@@ -71,20 +81,22 @@ async def _run(loaded: Loaded, state: Path, files: Path | None) -> None:
     # Before anything is read that somebody else wrote: afterwards this process may do nothing to the host.
     programmer = ProgrammerProcess(new_lock())
     confine_parser()
+    make = programmer.broker.socket
 
     def crashed(name: str, error: BaseException) -> None:
         crashes.append(error)
         stopping.set()
 
     try:
-        chosen = await worker(
-            lambda: choose(options.mode, options.families, assembly.makers(options, programmer.broker.socket))
-        )
+        noticed = await worker(lambda: coexist.signs(assembly.connector(make)))
+        coexist.check(options, noticed)
+        for sign in noticed:
+            log.say(f"kube-proxy is here as well: {sign}")
+        chosen = await worker(lambda: choose(options.mode, options.families, assembly.makers(options, make)))
         for mode, probe in chosen.probes.items():
-            say(f"mode {mode}: {'chosen' if mode == chosen.mode else 'not usable'}: {probe.reason}")
-        engine = assembly.engine(options, chosen, ledger, _step, _change)
-        agent = Agent(options, chosen, engine, worker, SYSTEM.now, say)
-        context = assembly.context(assembly.kubernetes_settings(options, os.environ), _event, crashed)
+            log.say(f"mode {mode}: {'chosen' if mode == chosen.mode else 'not usable'}: {probe.reason}")
+        agent = _agent(loaded, chosen, ledger, worker, make, log)
+        context = assembly.context(assembly.kubernetes_settings(options, os.environ), log.event, crashed)
         source: Source
         if files is not None:
             own = Node(options.node_name, options.zone, options.node_addresses, options.pod_cidrs)
@@ -92,6 +104,7 @@ async def _run(loaded: Loaded, state: Path, files: Path | None) -> None:
         else:
             source = KubernetesCluster(context, options.node_name, agent.tell)
         agent.source = source
+        agent.host = HostWatch(agent.tell, log.say)
         control = ControlServer(state / assembly.CONTROL, agent.command)
         await control.start()
         try:
@@ -105,37 +118,38 @@ async def _run(loaded: Loaded, state: Path, files: Path | None) -> None:
         raise crashes[0]
 
 
-def _step(step: Step) -> None:
-    written = step.written
-    drift = written.drift
-    parts = [f"{len(written.plan) - len(written.failed)} operations in {step.seconds * 1000:.1f} ms"]
-    if drift is not None and drift.count:
-        parts.append(
-            f"audit: {len(drift.missing)} missing, {len(drift.different)} different, {len(drift.surplus)} surplus"
-        )
-    if drift is not None and drift.foreign:
-        parts.append(f"{len(drift.foreign)} places are taken by somebody else")
-    if written.failed:
-        first = written.failed[0]
-        parts.append(
-            f"{len(written.failed)} failed, first: {first.operation.key.kind} {first.operation.key.name}: {first.text}"
-        )
-    if written.error is not None:
-        parts.append(f"error: {written.error}")
-    if written.plan or not written.ok or (drift is not None and drift.count):
-        say(f"IPv{step.family}: " + "; ".join(parts))
+def _agent(
+    loaded: Loaded, chosen: Chosen, ledger: LedgerFile, worker: assembly.Worker, make: Any, log: Log
+) -> Agent:
+    """The agent with everything that listens to it."""
+    metrics: MetricsPage | None = None
 
+    def step(done: Step) -> None:
+        def say(key: ObjectKey, value: Any) -> str:
+            return words(chosen.backends[done.family], key, value)
 
-def _change(family: int, change: DesiredChange) -> None:
-    for note in change.notes_added:
-        say(f"IPv{family}: {note.service}: {note.text} ({note.reason})")
+        log.step(done, say)
+        if metrics is not None:
+            metrics.step(done)
 
+    def change(family: int, difference: DesiredChange) -> None:
+        log.change(family, difference)
+        if metrics is not None:
+            metrics.change(family, difference)
 
-def _event(event: Event) -> None:
-    match event:
-        case SourceFailed():
-            say(f"{event.source}: {event.error}" + ("; the last good state stays" if event.stale else ""))
-        case SourceRecovered():
-            say(f"{event.source}: answers again")
-        case EntrySkipped():
-            say(f"{event.source}: skipped {event.where}: {event.reason}")
+    def departed(what: Departed) -> None:
+        log.departed(what)
+        if metrics is not None:
+            metrics.departed(what)
+
+    options = loaded.settings
+    engine = assembly.engine(options, chosen, ledger, step, change, make)
+    engine.leftovers = assembly.leftovers(options, chosen, ledger, departed, make)
+    agent = Agent(options, chosen, engine, worker, SYSTEM.now, log.say)
+    try:
+        from meshlib.agent.ops.metrics import Metrics
+    except ImportError:
+        log.say("no /metrics: prometheus_client is not installed (pip install 'meshlib-sdk[agent]')")
+    else:
+        agent.metrics = metrics = Metrics(chosen, lambda: agent.status, SYSTEM.wall)
+    return agent

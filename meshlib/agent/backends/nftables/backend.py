@@ -95,6 +95,10 @@ class NftablesBackend:
         """The table bears our mark, and everything is in it."""
         return None
 
+    def words(self, key: ObjectKey, value: Any) -> str:
+        """An element by its fields, anything else by its kind and name."""
+        return translate.describe(key, value, self.family)
+
     def dump(self, family: int) -> Objects:
         """What is in our table. A table of an older layout counts as a table with nothing in it. Raises OSError, with
         EEXIST when a table of this name is somebody else's."""
