@@ -15,7 +15,8 @@ from meshlib.agent.desired import FrontendKey
 
 
 class ObjectKey(NamedTuple):
-    """``kind`` is the backend's word (route, service, destination, element); ``name`` identifies within the kind."""
+    """``kind`` is the backend's word (route, service, destination, element); ``name`` identifies within the kind, and
+    names of one kind are ordered among each other (``<``)."""
 
     kind: str
     name: Hashable

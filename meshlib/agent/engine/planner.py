@@ -125,7 +125,7 @@ class Planner:
         self._counts = Counter(key.kind for key in applied)
         self._pending = {*missing, *different, *surplus}
         drifted = ([key for key in keys if key not in waiting] for keys in (missing, different, surplus))
-        return Drift(*(tuple(sorted(keys, key=self._key)) for keys in (*drifted, foreign)))
+        return Drift(*(tuple(self._in_order(keys)) for keys in (*drifted, foreign)))
 
     def adopt(self, actual: Mapping[ObjectKey, Any], keys: Iterable[ObjectKey]) -> None:
         """Somebody else's objects become ours (the operator said so)."""

@@ -38,7 +38,7 @@ class FakeKernel:
     fault: Callable[[Operation], int] = lambda operation: 0  #: errno; 0 for none
     crash_at: int = -1  #: the number of writes that still succeed
     name: str = "fake"
-    kinds: tuple[str, ...] = ("table", "route", "service", "destination")
+    kinds: tuple[str, ...] = ("table", "hairpin", "route", "service", "destination")
 
     def probe(self) -> Probe:
         return Probe(True, "fake")
@@ -58,7 +58,7 @@ class FakeKernel:
         return found
 
     def translate_hairpin(self, hairpin: Hairpin, place: Place) -> Objects:
-        return {ObjectKey("table", tuple(hairpin)): None}
+        return {ObjectKey("hairpin", tuple(hairpin)): None}
 
     def ledger_key(self, key: ObjectKey) -> ObjectKey | None:
         if key.kind == "service":
