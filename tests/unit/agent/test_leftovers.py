@@ -1,0 +1,101 @@
+"""Changing the mode: the old one's objects go, after the new one has everything, and nobody else's ever."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+
+from meshlib.agent.engine.ledger import Ledger
+from meshlib.agent.engine.leftovers import RETRY, Departed, Leftovers, others
+from meshlib.agent.objects import ObjectKey, Operation, Verb
+from tests.unit.agent.fake_kernel import PLACE, FakeKernel, frontend
+
+
+@dataclass
+class Drains(FakeKernel):
+    """Destinations that were removed keep it busy until a time."""
+
+    busy_until: float = 0.0
+
+    def tick(self, now: float) -> float | None:
+        return self.busy_until if now < self.busy_until else None
+
+
+@dataclass
+class Old:
+    kernel: Drains = field(default_factory=Drains)
+    ledger: Ledger = field(default_factory=Ledger)
+    lines: list[bytes] = field(default_factory=list)
+    told: list[Departed] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for objects in (
+            self.kernel.fixed(PLACE),
+            self.kernel.translate(frontend("10.96.0.1", 80, "10.1.0.1"), PLACE),
+        ):
+            self.kernel.state.update(objects)
+        self.ledger.own(key for key in self.kernel.state if self.kernel.ledger_key(key) == key)
+
+    def leftovers(self, kept: tuple[str, ...] = ()) -> Leftovers:
+        olds = others("new", kept, [("old", 4, self.kernel)])
+        return Leftovers(olds, self.ledger, self.lines.append, self.told.append)
+
+
+def test_endpoints_first_and_the_rest_when_they_have_drained() -> None:
+    """Endpoints are removed, which makes them drain; virtual servers and addresses stay until then."""
+    old = Old(Drains(busy_until=100.0))
+    going = old.leftovers()
+    assert going.step(0.0) == 100.0
+    assert {key.kind for key in old.kernel.state} == {"table", "route", "service"}
+    assert going.step(50.0) == 100.0
+    assert old.kernel.state
+    assert going.step(100.0) is None
+    assert old.kernel.state == {}
+    assert [each.key.kind for each in old.kernel.log] == ["destination", "service", "route", "table"]
+    assert not old.ledger.owned
+    assert Ledger().owned == old.ledger.owned
+    assert [each.removed for each in old.told] == [1, 3]
+
+
+def test_what_both_modes_have_stays() -> None:
+    """A table that the new mode has made its own is not the old one's any more."""
+    old = Old()
+    old.leftovers(kept=("table", "other")).step(0.0)
+    assert {key.kind for key in old.kernel.state} == {"table"}
+
+
+def test_foreign_objects_stay() -> None:
+    """A virtual server that is not in the ledger is somebody else's, and so are its endpoints."""
+    old = Old()
+    old.ledger.owned.clear()
+    assert old.leftovers().step(0.0) is None
+    assert {key.kind for key in old.kernel.state} == {"service", "destination"}
+
+
+def test_what_is_refused_is_tried_again() -> None:
+    """The kernel refuses for a while: told, tried again, and gone in the end."""
+    old = Old()
+
+    def busy(operation: Operation) -> int:
+        return errno.EBUSY if operation.key.kind == "route" else 0
+
+    old.kernel.fault = busy
+    going = old.leftovers()
+    assert going.step(0.0) == RETRY
+    assert [len(each.failed) for each in old.told] == [0, 1]
+    old.kernel.fault = lambda operation: 0
+    assert going.step(RETRY) is None
+    assert old.kernel.state == {}
+
+
+def test_a_mode_that_the_kernel_lacks() -> None:
+    """Its state cannot be read: told once, and nothing else happens."""
+    old = Old()
+
+    def lacks(family: int) -> dict[ObjectKey, object]:
+        raise OSError(errno.ENOENT, "no such family")
+
+    old.kernel.dump = lacks  # type: ignore[method-assign,assignment]
+    assert old.leftovers().step(0.0) is None
+    assert [each.error for each in old.told] == ["[Errno 2] no such family"]
+    assert all(each.verb is not Verb.REMOVE for each in old.kernel.log)
