@@ -6,6 +6,7 @@ rest goes, in the reverse of the order in which it came.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from meshlib.agent.engine.ledger import Ledger
 from meshlib.agent.objects import Failed, ObjectKey, Operation, Verb
 from meshlib.errors import MeshError
 
+#: What a kernel answers that does not have a mode at all.
+_LACKS = frozenset({errno.ENOENT, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT})
 #: Seconds until a removal that the kernel refused is tried again.
 RETRY = 30.0
 
@@ -97,7 +100,7 @@ class Leftovers:
             there = backend.dump(old.family)
         except (OSError, MeshError) as error:
             # A kernel without that mode says so here: there is nothing of it to be removed.
-            if not members:
+            if not members and getattr(error, "errno", None) not in _LACKS:
                 self._told(Departed(old.mode, old.family, 0, error=str(error)))
             return None
         order = {kind: place for place, kind in enumerate(old.kinds)}

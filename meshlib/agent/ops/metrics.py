@@ -10,7 +10,14 @@ import errno
 from collections import Counter as Count
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -37,6 +44,7 @@ class Metrics:
     content_type = _TEXT_FORMAT
 
     def __init__(self, chosen: Chosen, status: Callable[[], Status], wall: Callable[[], float]) -> None:
+        disable_created_metrics()  # kube-proxy has no such series, and they double the page
         self._wall = wall
         self._registry = registry = CollectorRegistry()
         self._dropping: dict[tuple[int, FrontendKey], str] = {}

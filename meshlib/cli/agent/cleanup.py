@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from meshlib.agent.assembly import LEDGER, makers
+from meshlib.agent.backends.base import Backend, words
 from meshlib.agent.engine.cleanup import Cleaned, clean, summary
 from meshlib.agent.engine.ledger_file import LedgerFile
 from meshlib.agent.objects import Operation
@@ -43,7 +44,7 @@ def command(file: Path | None, flags: tuple[str, ...], state: Path, dry_run: boo
                 continue
             found = clean(backend, family, ledger.ledger, ledger.write, SYSTEM.now(), dry_run)
             done[f"{mode} IPv{family}"] = found
-            _tell(f"{mode} IPv{family}", found, dry_run)
+            _tell(f"{mode} IPv{family}", backend, found, dry_run)
     ledger.close()
     removed, left = summary(done)
     click.echo(
@@ -53,15 +54,17 @@ def command(file: Path | None, flags: tuple[str, ...], state: Path, dry_run: boo
     raise SystemExit(NEGATIVE if left else OK)
 
 
-def _tell(where: str, found: Cleaned, dry_run: bool) -> None:
+def _tell(where: str, backend: Backend, found: Cleaned, dry_run: bool) -> None:
     if found.error:
         click.echo(visible(f"{where}: cannot be read: {found.error}"), err=True)
     for failure in found.failed:
-        click.echo(visible(f"{where}: {_words(failure.operation)} would not go: {failure.text}"), err=True)
+        click.echo(
+            visible(f"{where}: {_words(backend, failure.operation)} would not go: {failure.text}"), err=True
+        )
     if dry_run:
         for operation in found.plan:
-            click.echo(visible(f"{where}: {_words(operation)}"))
+            click.echo(visible(f"{where}: {_words(backend, operation)}"))
 
 
-def _words(operation: Operation) -> str:
-    return f"{operation.key.kind} {operation.key.name}"
+def _words(backend: Backend, operation: Operation) -> str:
+    return words(backend, operation.key, operation.value)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from meshlib.agent import assembly
+from meshlib.agent.backends.base import Backend, words
 from meshlib.agent.engine.ledger_file import LedgerFile
 from meshlib.agent.engine.node import NodeEngine
 from meshlib.agent.modes import Chosen, choose
@@ -108,10 +109,9 @@ async def _fill(
     engine.take()
 
 
-def _words(operation: Operation) -> str:
-    value = "" if operation.value is None else f" = {operation.value}"
+def _words(backend: Backend, operation: Operation) -> str:
     why = f"   for {operation.why}" if operation.why is not None else ""
-    return f"{_SIGNS[operation.verb]} {operation.key.kind} {operation.key.name}{value}{why}"
+    return f"{_SIGNS[operation.verb]} {words(backend, operation.key, operation.value)}{why}"
 
 
 def _show(chosen: Chosen, engine: NodeEngine, plans: dict[int, tuple[Operation, ...]]) -> None:
@@ -120,9 +120,10 @@ def _show(chosen: Chosen, engine: NodeEngine, plans: dict[int, tuple[Operation, 
         programmer = engine.families[family].programmer
         click.echo(f"IPv{family}: {len(programmer.frontends)} frontends, {len(plan)} changes")
         for operation in plan:
-            click.echo(visible(f"  {_words(operation)}"))
+            click.echo(visible(f"  {_words(programmer.backend, operation)}"))
         for key in sorted(programmer.planner.foreign):
-            click.echo(visible(f"  ! {key.kind} {key.name} is somebody else's and would be left alone"))
+            said = words(programmer.backend, key, None)
+            click.echo(visible(f"  ! {said} is somebody else's and would be left alone"))
         for note in sorted(engine.families[family].notes):
             click.echo(visible(f"  {note.service}: {note.text} ({note.reason})"))
 
@@ -137,8 +138,7 @@ def _document(chosen: Chosen, engine: NodeEngine, plans: dict[int, tuple[Operati
                     {
                         "verb": operation.verb.value,
                         "kind": operation.key.kind,
-                        "name": str(operation.key.name),
-                        "value": None if operation.value is None else str(operation.value),
+                        "words": words(chosen.backends[family], operation.key, operation.value),
                         "why": None if operation.why is None else str(operation.why),
                     }
                     for operation in plan

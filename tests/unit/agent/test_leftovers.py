@@ -89,13 +89,17 @@ def test_what_is_refused_is_tried_again() -> None:
 
 
 def test_a_mode_that_the_kernel_lacks() -> None:
-    """Its state cannot be read: told once, and nothing else happens."""
+    """It has none of its objects: silence. Its state cannot be read for another reason: told once."""
     old = Old()
+    number = errno.ENOENT
 
     def lacks(family: int) -> dict[ObjectKey, object]:
-        raise OSError(errno.ENOENT, "no such family")
+        raise OSError(number, "no such family")
 
     old.kernel.dump = lacks  # type: ignore[method-assign,assignment]
     assert old.leftovers().step(0.0) is None
-    assert [each.error for each in old.told] == ["[Errno 2] no such family"]
+    assert old.told == []
+    number = errno.EPERM
+    assert old.leftovers().step(0.0) is None
+    assert [each.error for each in old.told] == ["[Errno 1] no such family"]
     assert all(each.verb is not Verb.REMOVE for each in old.kernel.log)
