@@ -29,6 +29,8 @@ from meshlib.agent.netlink.socket import Make as MakeSocket
 from meshlib.agent.netlink.socket import NetlinkSocket
 from meshlib.agent.settings import AgentSettings, VipBinding
 from meshlib.discovery.base import ResolverContext
+from meshlib.discovery.kubernetes.credentials import SERVICE_ACCOUNT_DIR
+from meshlib.errors import ConfigError
 from meshlib.model.events import EventSink
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.control import DaemonExecutor
@@ -175,5 +177,9 @@ def kubernetes_settings(settings: AgentSettings, environ: Mapping[str, str] | No
     environ = os.environ if environ is None else environ
     found: dict[str, Any] = {"allow_kubeconfig": bool(environ.get("KUBECONFIG"))}
     if settings.api_server:
+        if environ.get("KUBECONFIG"):
+            raise ConfigError("api_server", "KUBECONFIG names a server as well", "set one of the two")
         found["api_server"] = settings.api_server
+        # A pod's own; without it we would be nobody to the server.
+        found["service_account_dir"] = SERVICE_ACCOUNT_DIR
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 from meshlib.agent import assembly, coexist
 from meshlib.agent.backends.base import words
+from meshlib.agent.broker.client import BrokerGone
 from meshlib.agent.broker.privileges import confine_parser
 from meshlib.agent.broker.start import ProgrammerProcess
 from meshlib.agent.compile.compiler import DesiredChange
@@ -87,6 +89,12 @@ async def _run(loaded: Loaded, state: Path, files: Path | None, log: Log) -> Non
         crashes.append(error)
         stopping.set()
 
+    def programmer_ended() -> None:
+        loop.remove_reader(programmer.ended)
+        # This process may not start another one any more; whoever started it will.
+        crashed("programmer", BrokerGone(errno.EPIPE, "the programmer's process has ended; its rules stay"))
+
+    loop.add_reader(programmer.ended, programmer_ended)
     try:
         noticed = await worker(lambda: coexist.signs(assembly.connector(make)))
         coexist.check(options, noticed)
@@ -112,6 +120,7 @@ async def _run(loaded: Loaded, state: Path, files: Path | None, log: Log) -> Non
         finally:
             await control.close()
     finally:
+        loop.remove_reader(programmer.ended)
         programmer.close()
         ledger.close()
     if crashes:
