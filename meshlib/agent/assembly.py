@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from meshlib.agent.backends.base import Backend
 from meshlib.agent.backends.ipvs.backend import IpvsBackend
-from meshlib.agent.backends.ipvs.translate import inside_key
+from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.backends.nftables.backend import NftablesBackend
 from meshlib.agent.backends.nftables.companion_table import CompanionTable
 from meshlib.agent.backends.nftables.transaction import TransactionSocket
@@ -54,12 +54,14 @@ def makers(settings: AgentSettings, make: MakeSocket | None = None) -> Mapping[s
         return TransactionSocket(make)
 
     def ipvs(family: int) -> Backend:
-        beside = CompanionTable(family, inside_key, connect=transactions)
+        private = PrivateAddresses(settings.private_cidr)
+        beside = CompanionTable(family, private.key, connect=transactions)
         return IpvsBackend(
             binding=settings.vip_binding,
             drain_seconds=settings.drain_seconds,
             excluded=settings.exclude_cidrs,
             companion=beside if settings.companion == "nftables" else None,
+            private=private,
             connect=connector(make),
         )
 

@@ -33,6 +33,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "vip_binding": ("anyip", "dummy"),
     "companion": ("nftables", "none"),
 }
+#: The room that private addresses need for their choices: the longest prefix.
+_PRIVATE_PREFIX = 8
 _NETWORKS = (
     "pod_cidrs",
     "cluster_cidrs",
@@ -137,6 +139,9 @@ class AgentSettings:
     #: What says in mode ipvs what virtual servers cannot: drop, masquerade, source ranges, exact affinity. none:
     #: nothing does, and a Service that needs it is served without; for kernels whose nf_tables lacks these families.
     companion: Companion = "nftables"
+    #: Where mode ipvs has private virtual servers, which nobody else may use: IPv4, /8 or larger. Clusters that number
+    #: their pods out of 240.0.0.0/4 give another part of it.
+    private_cidr: str = "240.0.0.0/4"
     strict_arp: bool = False  #: arp_ignore/arp_announce for the whole host: breaks some CNI plugins
     exclude_cidrs: tuple[str, ...] = ()  #: virtual servers here are never touched: a fence beside the ledger
     adopt: bool = False  #: take over a foreign virtual server that equals a wanted one
@@ -216,10 +221,30 @@ class AgentSettings:
             )
         if self.beside_kube_proxy and self.take_over:
             raise ConfigError("take_over", "contradicts beside_kube_proxy", "set one of the two")
+        self._check_private()
         if self.detect_local == "cluster" and not self.cluster_cidrs:
             raise ConfigError("detect_local", "cluster needs cluster_cidrs")
         if self.min_sync_period > self.sync_period:
             raise ConfigError("min_sync_period", f"is longer than sync_period ({self.sync_period} s)")
+
+    def _check_private(self) -> None:
+        """One address for a Service and for what stands for another one would mix their endpoints."""
+        if not isinstance(self.private_cidr, str):
+            raise ConfigError("private_cidr", f"{self.private_cidr!r:.80} is not a network")
+        text = _network(self.private_cidr, "private_cidr")
+        block = ip_network(text)
+        if block.version != 4 or block.prefixlen > _PRIVATE_PREFIX:
+            raise ConfigError(
+                "private_cidr", f"{text} is too small, or not of IPv4", f"/{_PRIVATE_PREFIX} or larger"
+            )
+        for key in _NETWORKS:
+            for used in networks(getattr(self, key), 4):
+                # Everything (0.0.0.0/0) is a way to say that there is no restriction.
+                if used.prefixlen and used.overlaps(block):
+                    raise ConfigError(
+                        "private_cidr", f"{text} overlaps {used} of {key}", "name a free network"
+                    )
+        self._put("private_cidr", text)
 
     def _put(self, key: str, value: object) -> None:
         object.__setattr__(self, key, value)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from meshlib.agent.backends.ipvs import IpvsBackend
-from meshlib.agent.backends.ipvs.translate import inside_key
+from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.backends.nftables.companion_table import CompanionTable
 from meshlib.agent.backends.nftables.transaction import TransactionSocket
 from meshlib.agent.desired import Masquerade
@@ -21,8 +21,13 @@ from tests.kernel.lab.wanted import DROP, REJECT, cluster_ip, external_ip, load_
 @pytest.fixture
 def ipvs(lab: Lab, family: int) -> Iterator[Programmed]:
     """The lab's node with ipvs and the companion table of a family."""
-    table = CompanionTable(family, inside_key, connect=lambda: lab.open(TransactionSocket))
-    backend = IpvsBackend(companion=table, connect=lambda protocol: lab.open(lambda: NetlinkSocket(protocol)))
+    private = PrivateAddresses()
+    table = CompanionTable(family, private.key, connect=lambda: lab.open(TransactionSocket))
+    backend = IpvsBackend(
+        companion=table,
+        private=private,
+        connect=lambda protocol: lab.open(lambda: NetlinkSocket(protocol)),
+    )
     probe = lab.open(backend.probe)
     if not probe.usable:
         pytest.skip(f"this kernel has no IPVS: {probe.reason}")

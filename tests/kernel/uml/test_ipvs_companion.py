@@ -6,11 +6,12 @@ This guest has no nft for IPv4, so iptables stands in for the companion table: w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from meshlib.agent.backends.base import Probe
-from meshlib.agent.backends.ipvs.translate import inside_key
+from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.desired import Action, Frontend, Hairpin, Place, Route, Target
 from meshlib.agent.objects import Failed, ObjectKey, Objects, Operation, Verb
 from tests.kernel.uml.node import Node, frontend, node_is_empty
@@ -26,6 +27,7 @@ class Tables:
 
     def __init__(self, space: Space) -> None:
         self.space = space
+        self.private = PrivateAddresses()
         self.ticks = 0
 
     def fixed(self, place: Place) -> Objects:
@@ -38,9 +40,10 @@ class Tables:
         if frontend.route.action is Action.DROP:
             found[ObjectKey("rule", f"mangle OUTPUT {match} -j DROP")] = None
         if frontend.inside is not None:
-            private = inside_key(frontend.key, 4)
+            private = self.private.key(frontend.key, 4)
             target = f"{private.address}:{private.port}"
             found[ObjectKey("rule", f"nat OUTPUT {match} -j DNAT --to {target}")] = None
+            found[ObjectKey("rule", f"nat PREROUTING -s 10.9.0.0/24 {match} -j DNAT --to {target}")] = None
         return found
 
     def translate_hairpin(self, hairpin: Hairpin, place: Place) -> Objects:
@@ -77,7 +80,8 @@ def node(space: Space) -> Node:
     space.sysctl("net.ipv4.vs.conntrack", 1)
     for each in (A, B):
         space.echo(each, 8080)
-    return Node(companion=Tables(space))
+    tables = Tables(space)
+    return Node(companion=tables, private=tables.private)
 
 
 @pytest.mark.acceptance(35, 38)
@@ -109,6 +113,59 @@ def test_the_short_circuit(space: Space, node: Node) -> None:
         assert {space.ask(VIP, 80) for _ in range(4)} == {left}
     node.want()
     assert node_is_empty(node)
+
+
+@pytest.mark.acceptance(39)
+def test_two_addresses_that_would_share_a_private_one(space: Space, node: Node) -> None:
+    """Sources on this node reach the endpoints of each, and never those of the other."""
+    twin = "208.0.2.70"  # the same last 28 bits as VIP
+    first, second = Route(Action.FORWARD, (Target(A, 8080),)), Route(Action.FORWARD, (Target(B, 8080),))
+    assert node.want(
+        frontend(VIP, 80, action=Action.REJECT, inside=first),
+        frontend(twin, 80, action=Action.REJECT, inside=second),
+    ).ok
+    assert len(node.routes()) == 4
+    assert {space.ask(VIP, 80) for _ in range(3)} == {A}
+    assert {space.ask(twin, 80) for _ in range(3)} == {B}
+
+
+def _martians() -> list[int]:
+    """Packets of every processor that were refused because of their source or destination."""
+    lines = Path("/proc/thread-self/net/stat/rt_cache").read_text().splitlines()
+    names = lines[0].split()
+    return [sum(int(line.split()[names.index(name)], 16) for line in lines[1:]) for name in _MARTIANS]
+
+
+_MARTIANS = ("in_martian_dst", "in_martian_src")
+
+
+@pytest.mark.acceptance(39, 41)
+def test_private_addresses_are_no_martians(space: Space, node: Node) -> None:
+    """A pod behind a link reaches the private virtual server with the strictest checks that a host may have."""
+    space.shell("ip link add near type veth peer name far && ip link set near up")
+    space.shell("ip address add 10.9.0.1/24 dev near")
+    for where in ("all", "near"):
+        space.sysctl(f"net.ipv4.conf.{where}.rp_filter", 1)
+        space.sysctl(f"net.ipv4.conf.{where}.log_martians", 1)
+    space.sysctl("net.ipv4.ip_forward", 1)
+    with Space() as pod:
+        with space.inside():
+            space.give("far", pod)
+        pod.shell("ip link set far up && ip address add 10.9.0.2/24 dev far")
+        pod.shell("ip route add default via 10.9.0.1")
+        with space.inside():
+            inside = Route(Action.FORWARD, (Target(A, 8080), Target(B, 8080)))
+            assert node.want(frontend(VIP, 80, action=Action.DROP, inside=inside)).ok
+            before = _martians()
+        assert {pod.ask(VIP, 80) for _ in range(4)} == {A, B}
+        with space.inside():
+            assert _martians() == before
+        # The control: what does come from nowhere is counted.
+        pod.shell("ip address add 10.77.0.1/32 dev lo")
+        with pytest.raises(TimeoutError):
+            connect("10.9.0.1", 9, source="10.77.0.1", timeout=0.5)
+        with space.inside():
+            assert _martians() != before
 
 
 def test_the_probe_asks_the_companion_as_well(space: Space, node: Node) -> None:

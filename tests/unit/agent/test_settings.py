@@ -46,6 +46,15 @@ def test_spelling_is_made_canonical() -> None:
     assert agent_settings({"node_port_addresses": ["192.0.2.7"]}).node_port_addresses == ("192.0.2.7/32",)
 
 
+def test_private_addresses_are_nobody_elses() -> None:
+    """A cluster that lives in the block has to name another part of it."""
+    with pytest.raises(ConfigError) as refused:
+        agent_settings({"cluster_cidrs": ["241.0.0.0/16"]})
+    assert refused.value.where == "private_cidr"
+    free = agent_settings({"cluster_cidrs": ["241.0.0.0/16"], "private_cidr": "250.1.2.3/8"})
+    assert free.private_cidr == "250.0.0.0/8"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -66,6 +75,10 @@ def test_spelling_is_made_canonical() -> None:
         ("service_cidrs", ["everything"]),
         ("service_cidrs", [10]),
         ("node_addresses", ["host.example"]),
+        ("private_cidr", "240.0.0.0/9"),
+        ("private_cidr", "fd00::/8"),
+        ("private_cidr", "somewhere"),
+        ("private_cidr", ["240.0.0.0/4"]),
         ("listen_addresses", ["127.0.0.1"]),
         ("masquerade_bit", 32),
         ("masquerade_bit", -1),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 
+from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.backends.ipvs.refused import failed
 from meshlib.agent.backends.ipvs.translate import ROUTE, addresses
 from meshlib.agent.desired import Frontend, Hairpin, Place
@@ -27,9 +28,11 @@ class AnyIp:
 
     kinds = (ROUTE,)
 
-    def __init__(self, connect: Callable[[int], NetlinkSocket], *, short_circuit: bool) -> None:
+    def __init__(
+        self, connect: Callable[[int], NetlinkSocket], private: PrivateAddresses | None = None
+    ) -> None:
         self._connect = connect
-        self._short_circuit = short_circuit
+        self._private = private
         self._socket: NetlinkSocket | None = None
         # Addresses that somebody else (a device, another route) makes local, with the value that was wanted: they are
         # as good as programmed, and never removed.
@@ -47,10 +50,7 @@ class AnyIp:
     def translate(self, frontend: Frontend, place: Place) -> Objects:
         """The routes to its addresses."""
         source = place.source
-        return {
-            ObjectKey(ROUTE, address): source
-            for address in addresses(frontend, place, short_circuit=self._short_circuit)
-        }
+        return {ObjectKey(ROUTE, address): source for address in addresses(frontend, place, self._private)}
 
     def translate_hairpin(self, hairpin: Hairpin, place: Place) -> Objects:
         """Nothing."""

@@ -11,6 +11,7 @@ from meshlib.agent.backends.ipvs.anyip import AnyIp
 from meshlib.agent.backends.ipvs.dummy import Dummy
 from meshlib.agent.backends.ipvs.exclude import Excluded
 from meshlib.agent.backends.ipvs.part import Companion, Part
+from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.backends.ipvs.probe import probe
 from meshlib.agent.backends.ipvs.servers import Servers
 from meshlib.agent.backends.ipvs.words import words
@@ -23,7 +24,8 @@ class IpvsBackend:
     """One family's backend (see ``meshlib.agent.backends.base.Backend``); two families take two of them.
 
     ``companion`` says what IPVS cannot: drop, masquerade, source ranges, the short circuit of externalTrafficPolicy
-    Local, the host's ports behind a virtual address. Without one those are not there. ``drain_seconds``: how long a
+    Local, the host's ports behind a virtual address. Without one those are not there. ``private``: where the companion
+    leads sources on this node (the same object as the companion's own). ``drain_seconds``: how long a
     removed endpoint keeps its connections. ``excluded``: networks whose virtual servers are never touched.
     """
 
@@ -36,16 +38,15 @@ class IpvsBackend:
         drain_seconds: float = 900.0,
         excluded: Iterable[str] = (),
         companion: Companion | None = None,
+        private: PrivateAddresses | None = None,
         connect: Callable[[int], NetlinkSocket] = NetlinkSocket,
     ) -> None:
-        short = companion is not None
+        private = private if companion is not None else None
         self._connect = connect
         self._excluded = Excluded(excluded)
-        self.servers = Servers(
-            connect, drain_seconds=drain_seconds, excluded=self._excluded, short_circuit=short
-        )
+        self.servers = Servers(connect, drain_seconds=drain_seconds, excluded=self._excluded, private=private)
         bind = AnyIp if binding == "anyip" else Dummy
-        self.binding: AnyIp | Dummy = bind(connect, short_circuit=short)
+        self.binding: AnyIp | Dummy = bind(connect, private)
         self._companion = companion
         self._parts: tuple[Part, ...] = (self.binding, self.servers)
         if companion is not None:

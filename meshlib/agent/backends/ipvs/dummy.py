@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 
+from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.backends.ipvs.refused import failed
 from meshlib.agent.backends.ipvs.translate import ADDRESS, addresses
 from meshlib.agent.desired import Frontend, Hairpin, Place
@@ -31,9 +32,11 @@ class Dummy:
 
     kinds = (DEVICE, ADDRESS)
 
-    def __init__(self, connect: Callable[[int], NetlinkSocket], *, short_circuit: bool) -> None:
+    def __init__(
+        self, connect: Callable[[int], NetlinkSocket], private: PrivateAddresses | None = None
+    ) -> None:
         self._connect = connect
-        self._short_circuit = short_circuit
+        self._private = private
         self._socket: NetlinkSocket | None = None
         self._held: set[str] = set()  # wanted addresses that another device has
 
@@ -43,10 +46,7 @@ class Dummy:
 
     def translate(self, frontend: Frontend, place: Place) -> Objects:
         """Its addresses."""
-        return {
-            ObjectKey(ADDRESS, address): None
-            for address in addresses(frontend, place, short_circuit=self._short_circuit)
-        }
+        return {ObjectKey(ADDRESS, address): None for address in addresses(frontend, place, self._private)}
 
     def translate_hairpin(self, hairpin: Hairpin, place: Place) -> Objects:
         """Nothing."""

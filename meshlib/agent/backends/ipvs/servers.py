@@ -14,6 +14,7 @@ from typing import Any
 
 from meshlib.agent.backends.ipvs.drain import Drain, Drained, idle
 from meshlib.agent.backends.ipvs.exclude import Excluded
+from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.backends.ipvs.refused import failed
 from meshlib.agent.backends.ipvs.translate import (
     DESTINATION,
@@ -58,11 +59,11 @@ class Servers:
         *,
         drain_seconds: float = 900.0,
         excluded: Excluded,
-        short_circuit: bool = False,
+        private: PrivateAddresses | None = None,
     ) -> None:
         self._connect = connect
         self._excluded = excluded
-        self._short_circuit = short_circuit
+        self._private = private
         self._socket: NetlinkSocket | None = None
         self._codec: Codec | None = None
         self._drain = Drain(drain_seconds)
@@ -95,7 +96,7 @@ class Servers:
 
     def translate(self, frontend: Frontend, place: Place) -> Objects:
         """Its virtual servers and their destinations."""
-        found = servers(frontend, place, short_circuit=self._short_circuit)
+        found = servers(frontend, place, self._private)
         if self._excluded:
             return {key: value for key, value in found.items() if _service(key).address not in self._excluded}
         return found

@@ -4,14 +4,14 @@
   which is what REJECT means. DROP is refused as well until the companion table drops it before IPVS sees it.
 - A node port has one virtual server for each of the node's addresses: IPVS knows no wildcard address.
 - What is different for sources on this node (``inside``) has a private virtual server, which the companion table sends
-  them to. Its address and port follow from the frontend's alone, so that nobody has to remember it.
+  them to (see ``private``).
 """
 
 from __future__ import annotations
 
-from hashlib import blake2b
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
+from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.desired import Action, Frontend, FrontendKey, Place, Route
 from meshlib.agent.netlink.ipvs import (
     HASH_PORT,
@@ -29,10 +29,6 @@ ROUTE, ADDRESS, SERVICE, DESTINATION = "route", "address", "service", "destinati
 FALLBACK_SCHEDULER = "rr"
 #: These count connections but not weights; with unequal weights their weighted twin is meant.
 _WEIGHTED = {"rr": "wrr", "lc": "wlc"}
-#: Where private virtual servers live: 240.0.0.0/4 is reserved and routed nowhere (RFC 1112 section 4).
-_PRIVATE_V4 = 0xF0000000
-#: And a Unique Local prefix with a random global id (RFC 4193 section 3.2).
-_PRIVATE_V6 = int(IPv6Address("fd6d:6573:686c::"))
 
 
 def served(frontend: Frontend, place: Place) -> list[FrontendKey]:
@@ -48,19 +44,6 @@ def served(frontend: Frontend, place: Place) -> list[FrontendKey]:
     ]
 
 
-def inside_key(key: FrontendKey, family: int) -> FrontendKey:
-    """The private address and port that stand for a frontend to sources on this node.
-
-    IPv4: the last 28 bits of the address, so two frontends share one only if their addresses differ in the first four
-    bits alone (and have one protocol and port). A node port, whose address is "", has the block's first.
-    """
-    if family == 4:
-        low = int(IPv4Address(key.address)) & 0x0FFFFFFF if key.address else 0
-        return key._replace(address=str(IPv4Address(_PRIVATE_V4 | low)))
-    digest = blake2b(key.address.encode(), digest_size=8).digest() if key.address else b""
-    return key._replace(address=str(IPv6Address(_PRIVATE_V6 | int.from_bytes(digest, "big"))))
-
-
 def virtual_server(frontend: Frontend, family: int) -> VirtualServer:
     """How the virtual servers of a frontend behave."""
     scheduler = frontend.scheduler
@@ -73,24 +56,24 @@ def virtual_server(frontend: Frontend, family: int) -> VirtualServer:
 
 
 def servers(
-    frontend: Frontend, place: Place, *, short_circuit: bool
+    frontend: Frontend, place: Place, private: PrivateAddresses | None
 ) -> dict[ObjectKey, VirtualServer | RealServer]:
-    """The virtual servers and destinations of a frontend. ``short_circuit``: a companion sends sources on this node to
-    the private ones."""
+    """The virtual servers and destinations of a frontend. ``private``: where a companion leads sources on this node;
+    None: there is no companion that does."""
     found: dict[ObjectKey, VirtualServer | RealServer] = {}
     behaviour = virtual_server(frontend, place.family)
     for key in served(frontend, place):
         _add(found, key, behaviour, frontend.route)
-    if short_circuit and frontend.inside is not None:
-        _add(found, inside_key(frontend.key, place.family), behaviour, frontend.inside)
+    if private is not None and frontend.inside is not None:
+        _add(found, private.key(frontend.key, place.family), behaviour, frontend.inside)
     return found
 
 
-def addresses(frontend: Frontend, place: Place, *, short_circuit: bool) -> list[str]:
+def addresses(frontend: Frontend, place: Place, private: PrivateAddresses | None) -> list[str]:
     """The addresses that have to be made local for a frontend. The node's own are already."""
     found = [frontend.key.address] if frontend.key.address else []
-    if short_circuit and frontend.inside is not None:
-        found.append(inside_key(frontend.key, place.family).address)
+    if private is not None and frontend.inside is not None:
+        found.append(private.key(frontend.key, place.family).address)
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from meshlib.agent.backends.ipvs import IpvsBackend
 from meshlib.agent.backends.ipvs.exclude import Excluded
-from meshlib.agent.backends.ipvs.translate import inside_key
+from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.desired import (
     Action,
     Frontend,
@@ -118,7 +118,7 @@ def test_sources_on_this_node_have_a_virtual_server_of_their_own() -> None:
     """Where a companion can lead them there: private address, same port, the endpoints of ``inside``."""
     given = frontend("192.0.2.70", route=Route(Action.DROP), inside=Route(Action.FORWARD, (A,)))
     assert objects(given).keys() == {("route", "192.0.2.70"), ("service", "TCP", "192.0.2.70", 80)}
-    assert objects(given, companion=_Nothing()) == {
+    assert objects(given, companion=_Nothing(), private=PrivateAddresses()) == {
         ("route", "192.0.2.70"): "10.0.0.1",
         ("route", "240.0.2.70"): "10.0.0.1",
         ("service", "TCP", "192.0.2.70", 80): VirtualServer(),
@@ -127,19 +127,43 @@ def test_sources_on_this_node_have_a_virtual_server_of_their_own() -> None:
     }
 
 
+def private(address: str, held: PrivateAddresses) -> str:
+    """The private address of an IPv4 frontend."""
+    return held.key(FrontendKey("TCP", address, 80), 4).address
+
+
 def test_private_addresses() -> None:
-    """They follow from the frontend alone, keep protocol and port, and differ where the frontends do."""
-    keys = [FrontendKey("TCP", each, 80) for each in ("", "192.0.2.70", "192.0.2.71", "10.0.2.70")]
-    assert [inside_key(key, 4).address for key in keys] == [
-        "240.0.0.0",
-        "240.0.2.70",
+    """They keep protocol and port, are asked for twice and stay the same, and look like what they stand for."""
+    held = PrivateAddresses()
+    assert held.key(FrontendKey("UDP", "192.0.2.70", 53), 4) == FrontendKey("UDP", "240.0.2.70", 53)
+    assert [private(each, held) for each in ("192.0.2.71", "10.0.2.70", "192.0.2.70")] == [
         "240.0.2.71",
         "250.0.2.70",
+        "240.0.2.70",
     ]
-    six = [FrontendKey("UDP", each, 53) for each in ("", "2001:db8::1", "2001:db8::2")]
-    private = [inside_key(key, 6) for key in six]
-    assert len({key.address for key in private}) == 3
-    assert all(key.address.startswith("fd6d:6573:686c:") and key[::2] == ("UDP", 53) for key in private)
+    six = held.key(FrontendKey("UDP", "2001:db8::1", 53), 6)
+    assert six.address.startswith("fd6d:6573:686c:")
+    assert six[::2] == ("UDP", 53)
+
+
+def test_private_addresses_of_twins() -> None:
+    """Addresses that differ in their first four bits alone are kept apart, whichever came first."""
+    twins = [f"{first}.1.2.3" for first in range(10, 224, 16)]
+    held = PrivateAddresses()
+    assert len({private(each, held) for each in twins}) == len(twins)
+    other = PrivateAddresses()
+    assert private(twins[1], other) == private(twins[0], PrivateAddresses()) == "250.1.2.3"
+
+
+@pytest.mark.parametrize("address", ["15.255.255.255", "16.0.0.0", "240.1.2.3", ""])
+def test_private_addresses_that_mean_something_else(address: str) -> None:
+    """Never everybody's address, the block's own, or the very one that it stands for."""
+    assert private(address, PrivateAddresses()) not in ("255.255.255.255", "240.0.0.0", address)
+
+
+def test_another_block_for_private_addresses() -> None:
+    """Where a cluster's pods live in 240.0.0.0/4, the private ones live elsewhere."""
+    assert private("192.0.2.70", PrivateAddresses("250.0.0.0/8")) == "250.0.2.70"
 
 
 def test_the_other_binding() -> None:
