@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from meshlib.agent.backends.base import words
-from meshlib.agent.desired import HealthPort
+from meshlib.agent.compare.ours import ours, to_plain
+from meshlib.agent.desired import FrontendKey, HealthPort
 from meshlib.agent.engine.node import NodeEngine
+from meshlib.agent.explain import explain, parse_frontend
 from meshlib.agent.facts import Host
 from meshlib.agent.host import HostWatch
 from meshlib.agent.modes import Chosen
@@ -104,6 +106,11 @@ class Agent:
                 waited = await self.run_blocking(self.engine.approve)
                 self._wake.set()
                 return {"approved": waited}
+            case "explain":
+                asked = _asked(arguments)
+                return await self.run_blocking(lambda: explain(self.engine.families, asked))
+            case "frontends":
+                return await self.run_blocking(self._frontends)
             case _:
                 raise ControlRefused(f"unknown command {command!r:.80}")
 
@@ -146,6 +153,11 @@ class Agent:
                 for number, family in status.families.items()
             },
         }
+
+    def _frontends(self) -> Mapping[str, Any]:
+        """What is served, and where it leads: for comparing. Node ports stand at the node's addresses."""
+        families = self.engine.families
+        return {str(number): to_plain(ours(family.programmer)) for number, family in families.items()}
 
     def _words(self, family: int, operation: Operation) -> str:
         return words(self.chosen.backends[family], operation.key, operation.value)
@@ -209,3 +221,11 @@ class Agent:
 
     def _port_failed(self, port: HealthPort, error: OSError) -> None:
         self.report(f"health port {port.port} of {port.service} cannot be opened: {error}")
+
+
+def _asked(arguments: Mapping[str, Any]) -> FrontendKey:
+    protocol = str(arguments.get("protocol", "TCP"))
+    try:
+        return parse_frontend(str(arguments.get("frontend", "")), protocol)
+    except ValueError as error:
+        raise ControlRefused(str(error)) from None

@@ -44,7 +44,7 @@ class Metrics:
     content_type = _TEXT_FORMAT
 
     def __init__(self, chosen: Chosen, status: Callable[[], Status], wall: Callable[[], float]) -> None:
-        disable_created_metrics()  # kube-proxy has no such series, and they double the page
+        disable_created_metrics()  # type: ignore[no-untyped-call] # kube-proxy has no such series, and they double the page
         self._wall = wall
         self._registry = registry = CollectorRegistry()
         self._dropping: dict[tuple[int, FrontendKey], str] = {}

@@ -8,6 +8,7 @@ import click
 
 from meshlib.agent.assembly import LEDGER, makers
 from meshlib.agent.backends.base import Backend, words
+from meshlib.agent.backends.ipvs.sysctls import restore_sysctls
 from meshlib.agent.engine.cleanup import Cleaned, clean, summary
 from meshlib.agent.engine.ledger_file import LedgerFile
 from meshlib.agent.objects import Operation
@@ -23,7 +24,7 @@ from meshlib.runtime.clock import SYSTEM
 @state_option
 @click.option("--dry-run", is_flag=True, help="Only show what would go.")
 def command(file: Path | None, flags: tuple[str, ...], state: Path, dry_run: bool) -> None:
-    """Remove everything of ours from this node's kernel, in every mode, and nothing else.
+    """Remove everything of ours from this node's kernel, in every mode, and nothing else; put kernel settings back.
 
     Connections that go through the rules end with them. Can be repeated. Exit codes: 0 nothing of ours is left;
     1 something would not go; 3 an agent is running here.
@@ -45,13 +46,27 @@ def command(file: Path | None, flags: tuple[str, ...], state: Path, dry_run: boo
             found = clean(backend, family, ledger.ledger, ledger.write, SYSTEM.now(), dry_run)
             done[f"{mode} IPv{family}"] = found
             _tell(f"{mode} IPv{family}", backend, found, dry_run)
+    unsettled = {} if dry_run else _restore(ledger)
     ledger.close()
     removed, left = summary(done)
     click.echo(
         f"{'would remove' if dry_run else 'removed'} {removed} objects"
         + (f"; {left} problems" if left else "")
     )
-    raise SystemExit(NEGATIVE if left else OK)
+    raise SystemExit(NEGATIVE if left or unsettled else OK)
+
+
+def _restore(ledger: LedgerFile) -> dict[str, OSError]:
+    """Puts the kernel settings back that `prepare` changed. Returns those that cannot be."""
+    before = dict(ledger.ledger.sysctls)
+    failed = restore_sysctls(before)
+    for name, value in before.items():
+        if name in failed:
+            click.echo(visible(f"{name}: cannot be put back to {value}: {failed[name].strerror}"), err=True)
+        else:
+            ledger.write(ledger.ledger.restored_sysctl(name))
+            click.echo(visible(f"{name}: {value} again"))
+    return failed
 
 
 def _tell(where: str, backend: Backend, found: Cleaned, dry_run: bool) -> None:

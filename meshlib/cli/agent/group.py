@@ -12,8 +12,16 @@ from meshlib.cli.exits import EPILOG
 _COMMANDS = {
     "approve": ("ask", "approve", "Let removals through that the guard holds back."),
     "cleanup": ("cleanup", "command", "Remove everything of ours from this node's kernel, and nothing else."),
+    "compare": ("compare", "command", "Compare kube-proxy's live rules here with ours; reads only."),
+    "explain": ("explain", "command", "Say who serves ADDRESS:PORT here, and why."),
+        "manifests",
+        "command",
+        "Print the DaemonSet, its rights and its settings, for kubectl apply.",
+    ),
     "pause": ("ask", "pause", "Stop writing; the rules stay as they are."),
     "plan": ("plan", "command", "Show what an agent would change here, and why; writes nothing."),
+    "preflight": ("preflight", "command", "Check what this node offers and lacks, with the fix for each."),
+    "prepare": ("prepare", "command", "Load modules and set kernel settings, once per boot; needs root."),
     "resume": ("ask", "resume", "Go on writing after a pause."),
     "run": ("run", "command", "Program this node with the Services of the cluster, until stopped."),
     "status": ("ask", "status", "Show what the running agent believes."),
@@ -42,8 +50,10 @@ def command() -> None:
 
     \b
     Examples:
+      meshlib agent preflight                  what does this node offer and lack?
       meshlib agent plan                       what would it change on this node?
       meshlib agent run --set mode=nftables    do it, until stopped; the rules stay
       meshlib agent status                     what does it believe?
+      meshlib agent explain 10.96.0.1:443      who serves this, and why?
       meshlib agent cleanup                    take everything of ours away
     """

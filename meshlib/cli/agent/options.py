@@ -46,3 +46,15 @@ def settings(file: Path | None, flags: Sequence[str]) -> Loaded:
         return load_settings(flags, os.environ, file or os.environ.get("MESHLIB_AGENT_CONFIG") or None)
     except ConfigError as error:
         stop(error)
+
+
+def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--files`` and ``--timeout``, for commands that read the facts themselves."""
+    function = click.option(
+        "--timeout", default=30.0, show_default=True, help="Seconds to wait for the source."
+    )(function)
+    return click.option(
+        "--files",
+        type=click.Path(path_type=Path, exists=True),
+        help="Take Services and EndpointSlices from this file or folder instead of a cluster.",
+    )(function)

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from meshlib.agent import assembly
 from meshlib.agent.backends.base import Backend, words
-from meshlib.agent.engine.ledger_file import LedgerFile
 from meshlib.agent.engine.node import NodeEngine
-from meshlib.agent.modes import Chosen, choose
+from meshlib.agent.modes import Chosen
 from meshlib.agent.objects import Operation, Verb
-from meshlib.cli.agent.options import settings, settings_options, state_option
+from meshlib.cli.agent.offline import filled_engine
+from meshlib.cli.agent.options import settings, settings_options, source_options, state_option
 from meshlib.cli.exits import NEGATIVE, OK, UNKNOWN, stop
 from meshlib.cli.output import output_option, print_json, visible
-from meshlib.discovery.file.cluster import FileCluster
-from meshlib.discovery.kubernetes.cluster import KubernetesCluster
-from meshlib.errors import DiscoveryError, MeshError
-from meshlib.model.cluster import ClusterChange, Node
-from meshlib.model.events import Event, SourceFailed
+from meshlib.errors import MeshError
 
 _SIGNS = {Verb.ADD: "+", Verb.SET: "~", Verb.REMOVE: "-"}
 
@@ -31,12 +24,7 @@ _SIGNS = {Verb.ADD: "+", Verb.SET: "~", Verb.REMOVE: "-"}
 @settings_options
 @state_option
 @output_option
-@click.option(
-    "--files",
-    type=click.Path(path_type=Path, exists=True),
-    help="Take Services and EndpointSlices from this file or folder instead of a cluster.",
-)
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for the source.")
+@source_options
 def command(
     file: Path | None, flags: tuple[str, ...], state: Path, output: str, files: Path | None, timeout: float
 ) -> None:
@@ -45,17 +33,8 @@ def command(
     Exit codes: 0 nothing to change; 1 something; 3 the cluster or the kernel could not be read.
     """
     loaded = settings(file, flags)
-    options = loaded.settings
     try:
-        chosen = choose(options.mode, options.families, assembly.makers(options))
-        engine = assembly.engine(
-            options,
-            chosen,
-            LedgerFile(state / assembly.LEDGER, read_only=True),
-            lambda step: None,
-            lambda f, c: None,
-        )
-        asyncio.run(_fill(engine, assembly.kubernetes_settings(options, os.environ), options, files, timeout))
+        chosen, engine = filled_engine(loaded.settings, state, files, timeout)
         plans = {}
         for family, each in engine.families.items():
             each.programmer.audit()
@@ -70,43 +49,6 @@ def command(
     else:
         _show(chosen, engine, plans)
     raise SystemExit(NEGATIVE if any(plans.values()) else OK)
-
-
-async def _fill(
-    engine: NodeEngine, kubernetes: dict[str, Any], options: Any, files: Path | None, timeout: float
-) -> None:
-    """Wait for everything to be told once. Raises DiscoveryError with what the source said last."""
-    known = asyncio.Event()
-    said: list[str] = []
-
-    def tell(change: ClusterChange) -> None:
-        engine.tell(change)
-        known.set()
-
-    def emit(event: Event) -> None:
-        if isinstance(event, SourceFailed):
-            said.append(str(event.error))
-
-    def crashed(name: str, error: BaseException) -> None:
-        said.append(repr(error))
-
-    context = assembly.context(kubernetes, emit, crashed)
-    source: FileCluster | KubernetesCluster
-    if files is not None:
-        own = Node(options.node_name, options.zone, options.node_addresses, options.pod_cidrs)
-        source = FileCluster(context, str(files), own, tell)
-    else:
-        source = KubernetesCluster(context, options.node_name, tell)
-    source.start()
-    try:
-        async with asyncio.timeout(timeout):
-            await known.wait()
-    except TimeoutError:
-        last = said[-1] if said else str(source.describe().get("problem") or "no answer")
-        raise DiscoveryError(f"the cluster was not read within {timeout:g} s: {last}") from None
-    finally:
-        await source.close()
-    engine.take()
 
 
 def _words(backend: Backend, operation: Operation) -> str:

@@ -96,7 +96,7 @@ def test_a_mode_that_the_kernel_lacks() -> None:
     def lacks(family: int) -> dict[ObjectKey, object]:
         raise OSError(number, "no such family")
 
-    old.kernel.dump = lacks  # type: ignore[method-assign,assignment]
+    old.kernel.dump = lacks  # type: ignore[method-assign]
     assert old.leftovers().step(0.0) is None
     assert old.told == []
     number = errno.EPERM

@@ -1,0 +1,233 @@
+"""The agent's commands as a person calls them, each test in network namespaces of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.kernel
+
+MANIFESTS = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1]
+  ipFamilies: [IPv4]
+  type: NodePort
+  ports: [{name: http, port: 80, protocol: TCP, nodePort: 30080}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080, protocol: TCP}]
+endpoints:
+- {addresses: [192.0.2.11], conditions: {ready: true}}
+- {addresses: [192.0.2.12], conditions: {ready: true}}
+"""
+#: What kube-proxy in iptables mode makes of it.
+KUBE_PROXY = """*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-SVC-A - [0:0]
+:KUBE-SEP-1 - [0:0]
+:KUBE-SEP-2 - [0:0]
+-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment "shop/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-A
+-A KUBE-NODEPORTS -p tcp -m tcp --dport 30080 -j KUBE-SVC-A
+-A KUBE-SVC-A -m statistic --mode random --probability 0.5 -j KUBE-SEP-1
+-A KUBE-SVC-A -j KUBE-SEP-2
+-A KUBE-SEP-1 -p tcp -m tcp -j DNAT --to-destination 192.0.2.11:8080
+-A KUBE-SEP-2 -p tcp -m tcp -j DNAT --to-destination 192.0.2.12:8080
+COMMIT
+"""
+OPTIONS = "--set mode=nftables --set families=4 --set node_name=n1 --set node_addresses=192.0.2.1"
+
+
+class Node:
+    """A network namespace that lives as long as the test: commands run in it one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "files").mkdir()
+        (folder / "files" / "all.yaml").write_text(MANIFESTS)
+        (folder / "rules").write_text(KUBE_PROXY)
+        self._shell = subprocess.Popen(
+            ["unshare", "-n", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        # The namespace is another once unshare has become cat.
+        while Path(f"/proc/{self._shell.pid}/comm").read_text().strip() != "cat":
+            os.sched_yield()
+        self.sh("ip link set lo up")
+        self.sh("ip link add eth0 type veth peer name eth1 && ip link set eth0 up && ip link set eth1 up")
+        self.sh("ip address add 192.0.2.1/24 dev eth0")
+
+    def close(self) -> None:
+        self._shell.communicate()
+
+    def run(self, words: list[str]) -> subprocess.CompletedProcess[str]:
+        prefix = ["nsenter", f"--net=/proc/{self._shell.pid}/ns/net"]
+        return subprocess.run(prefix + words, capture_output=True, text=True, timeout=60, check=False)
+
+    def sh(self, line: str) -> str:
+        done = self.run(["sh", "-c", line])
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def get(self, url: str) -> str:
+        read = f"import urllib.request; print(urllib.request.urlopen({url!r}).read().decode())"
+        done = self.run([sys.executable, "-c", read])
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def agent(self, line: str, files: bool = False) -> subprocess.CompletedProcess[str]:
+        """One command of the agent, with the test's own state."""
+        options = [] if line == "status" else OPTIONS.split()
+        words = [*line.split(), *options, "--state", str(self.folder / "state")]
+        if files:
+            words += ["--files", str(self.folder / "files")]
+        return self.run([sys.executable, "-m", "meshlib", "agent", *words])
+
+    def json(self, line: str, files: bool = False) -> Any:
+        done = self.agent(f"{line} -o json", files)
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    def start(self) -> subprocess.Popen[str]:
+        """An agent in the background; returns when everything is in the kernel."""
+        words = [
+            "run",
+            *OPTIONS.split(),
+            "--state",
+            str(self.folder / "state"),
+            "--files",
+            str(self.folder / "files"),
+        ]
+        command = [
+            "nsenter",
+            f"--net=/proc/{self._shell.pid}/ns/net",
+            sys.executable,
+            "-m",
+            "meshlib",
+            "agent",
+            *words,
+        ]
+        running = subprocess.Popen([*command, "--log", "json"], stderr=subprocess.PIPE, text=True)
+        assert running.stderr is not None
+        for line in running.stderr:
+            if json.loads(line)["event"] == "written":
+                return running
+        raise AssertionError("the agent ended before it had written anything")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Any:
+    made = Node(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def stop(running: subprocess.Popen[str]) -> None:
+    running.terminate()
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 0, said
+
+
+def test_from_plan_to_cleanup(node: Node) -> None:
+    """Plan tells what would be done in words; run does it; explain agrees; the rules outlive it; cleanup ends them."""
+    done = node.agent("plan", files=True)
+    assert done.returncode == 1
+    assert "+ vip_slot 10.96.0.1 . 6 . 80 . 0x0 : 192.0.2.11 . 8080   for TCP 10.96.0.1:80" in done.stdout
+    assert "b'" not in done.stdout
+    running = node.start()
+    try:
+        found = node.json("explain 192.0.2.1:30080")
+        assert (found["service"], found["kernel"]["missing"]) == ("shop/web", [])
+        pages = node.get("http://127.0.0.1:10249/metrics")
+        assert 'meshlib_agent_mode_info{mode="nftables"' in pages
+        assert 'kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1.0' in pages
+        assert node.agent("status").returncode == 0
+        assert "another meshlib agent runs" in node.agent("run", files=True).stderr
+    finally:
+        stop(running)
+    assert node.agent("plan", files=True).returncode == 0
+    element = "nft delete element ip meshlib vip_slot '{ 10.96.0.1 . tcp . 80 . 0x0 }'"
+    node.sh(element)
+    done = node.agent("explain 10.96.0.1:80", files=True)
+    assert done.returncode == 1
+    assert "- missing: vip_slot 10.96.0.1 . 6 . 80 . 0x0" in done.stdout
+    assert node.agent("cleanup").returncode == 0
+    assert "meshlib" not in node.sh("nft list tables")
+
+
+def test_compare(node: Node) -> None:
+    """kube-proxy's rules lead to the same endpoints; then one of them is gone; then there is no kube-proxy."""
+    assert node.agent("compare", files=True).returncode == 3
+    node.sh(f"iptables-nft-restore < {node.folder}/rules")
+    found = node.json("compare", files=True)["IPv4"]
+    assert (found["by"], found["same"], found["only_meshlib"]) == (["iptables-nft"], 2, [])
+    assert node.agent("compare", files=True).returncode == 0
+    node.sh("iptables-nft -t nat -D KUBE-SVC-A 2")
+    done = node.agent("compare", files=True)
+    assert done.returncode == 1
+    assert "kube-proxy leads to 192.0.2.11:8080; meshlib to 192.0.2.11:8080, 192.0.2.12:8080" in done.stdout
+
+
+def test_beside_kube_proxy(node: Node) -> None:
+    """With its chains here an agent refuses to start, and says what can be done; told so, it starts."""
+    node.sh(f"iptables-nft-restore < {node.folder}/rules")
+    done = node.agent("run", files=True)
+    assert done.returncode == 3
+    assert "chain KUBE-SERVICES in table nat (IPv4)" in done.stderr
+    assert "meshlib agent handover" in done.stderr
+    assert "meshlib" not in node.sh("nft list tables")
+    beside = node.agent("plan --set service_proxy_name=meshlib --set beside_kube_proxy=true", files=True)
+    assert "0 frontends" in beside.stdout
+
+
+def test_prepare_and_back(node: Node) -> None:
+    """Settings are set with their previous values noted, floors only raised; cleanup puts them back, once."""
+    node.sh("sysctl -qw net.ipv4.ip_forward=0 net.netfilter.nf_conntrack_tcp_timeout_close_wait=7200")
+    done = node.agent("prepare --set conntrack_max_per_core=0 --set conntrack_min=0")
+    assert done.returncode == 0, done.stderr
+    assert node.sh("sysctl -n net.ipv4.ip_forward").strip() == "1"
+    assert node.sh("sysctl -n net.netfilter.nf_conntrack_tcp_timeout_close_wait").strip() == "7200"
+    assert "net.ipv4.ip_forward" not in node.agent("prepare --dry-run").stdout
+    assert "net.ipv4.ip_forward: 0 again" in node.agent("cleanup").stdout
+    assert node.sh("sysctl -n net.ipv4.ip_forward").strip() == "0"
+    node.sh("sysctl -qw net.ipv4.ip_forward=1")
+    assert "ip_forward" not in node.agent("cleanup").stdout
+    assert node.sh("sysctl -n net.ipv4.ip_forward").strip() == "1"
+
+
+def test_preflight(node: Node) -> None:
+    """What lacks has a fix and an exit code: forwarding off, a firewall that drops, NetworkPolicy, a taken port."""
+    node.sh("sysctl -qw net.ipv4.ip_forward=0")
+    found = node.json("preflight")
+    lacks = {each["what"] for each in found["findings"] if each["level"] == "lack"}
+    assert lacks == {"net.ipv4.ip_forward is 0, has to be 1"}
+    node.sh("sysctl -qw net.ipv4.ip_forward=1")
+    assert node.agent("preflight").returncode == 0
+    node.sh(
+        "nft 'add table inet host; add chain inet host f { type filter hook forward priority 0; policy drop; }'"
+    )
+    node.sh("nft 'add table ip filter; add chain ip filter cali-FORWARD'")
+    node.sh("nft 'add table ip kube-proxy'")
+    node.sh("sysctl -qw net.ipv4.ip_local_port_range='20000 60999'")
+    found = node.json("preflight")
+    said = {each["what"]: each["fix"] for each in found["findings"]}
+    assert "ct status dnat accept" in said["inet host f drops at forward what it does not accept"]
+    assert any(what.startswith("Calico filters") for what in said)
+    assert any(what.startswith("2768 node ports may be taken") for what in said)
+    assert [each["what"] for each in found["findings"] if each["level"] == "lack"] == [
+        "kube-proxy: nftables table kube-proxy (IPv4)"
+    ]
