@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 from collections.abc import Callable, Coroutine, Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from meshlib.agent.backends.nftables.backend import NftablesBackend
 from meshlib.agent.backends.nftables.companion_table import CompanionTable
 from meshlib.agent.backends.nftables.transaction import TransactionSocket
 from meshlib.agent.compile.compiler import Compiler, DesiredChange
+from meshlib.agent.engine.garbage import settle
 from meshlib.agent.engine.guard import Guard
 from meshlib.agent.engine.ledger_file import LedgerFile
 from meshlib.agent.engine.leftovers import Departed, Leftovers, others
@@ -25,6 +27,7 @@ from meshlib.agent.engine.programmer import Programmer
 from meshlib.agent.engine.sweep import Sweep
 from meshlib.agent.flows.forgetter import Forgetter
 from meshlib.agent.modes import Chosen, Make
+from meshlib.agent.netlink.ipvs import Timeouts
 from meshlib.agent.netlink.socket import Make as MakeSocket
 from meshlib.agent.netlink.socket import NetlinkSocket
 from meshlib.agent.settings import AgentSettings, VipBinding
@@ -53,6 +56,8 @@ def makers(settings: AgentSettings, make: MakeSocket | None = None) -> Mapping[s
     def transactions() -> TransactionSocket:
         return TransactionSocket(make)
 
+    seconds = (settings.tcp_timeout, settings.tcp_fin_timeout, settings.udp_timeout)
+
     def ipvs(family: int) -> Backend:
         private = PrivateAddresses(settings.private_cidr)
         beside = CompanionTable(family, private.key, connect=transactions)
@@ -62,6 +67,7 @@ def makers(settings: AgentSettings, make: MakeSocket | None = None) -> Mapping[s
             excluded=settings.exclude_cidrs,
             companion=beside if settings.companion == "nftables" else None,
             private=private,
+            timeouts=Timeouts(*map(ceil, seconds)),
             connect=connector(make),
         )
 
@@ -94,7 +100,7 @@ def engine(
             adopt=settings.adopt,
         )
         families[family] = FamilyEngine(compiler, programmer, Sweep(forgetter.forget))
-    return NodeEngine(families, SYSTEM.now, SYSTEM.wall, on_step, on_change)
+    return NodeEngine(families, SYSTEM.now, SYSTEM.wall, on_step, on_change, settled=settle)
 
 
 def leftovers(

@@ -6,7 +6,7 @@ its own. Times are monotonic seconds, passed in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -78,6 +78,15 @@ class Draining(Protocol):
     @property
     def draining(self) -> int:
         """How many wait."""
+        ...
+
+
+@runtime_checkable
+class Cutting(Protocol):
+    """A backend that can stop waiting for connections that lead nowhere."""
+
+    def cut(self, addresses: Collection[str], now: float) -> None:
+        """Nobody is at these addresses any more: what waits for them goes with the next ``tick``."""
         ...
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from meshlib.agent.compile.context import make_context
+from meshlib.agent.compile.departures import Departures
 from meshlib.agent.compile.service import NOTHING, Part, compile_service
 from meshlib.agent.desired import (
     Desired,
@@ -43,6 +44,8 @@ class DesiredChange:
     notes_removed: tuple[Note, ...] = ()
     #: When the causes of these changes happened (seconds since 1970), as far as told; none of changes without effect.
     triggers: tuple[float, ...] = ()
+    #: Addresses that have lost the pod that was there: connections to them lead nowhere.
+    departed: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         """Whether the kernel, the health ports or the notes have anything to do."""
@@ -78,6 +81,7 @@ class Compiler:
         self._claims: dict[FrontendKey, tuple[Frontend, ...]] = {}  # the winner first
         self._hairpins: dict[Hairpin, int] = {}  # how many Services need it
         self._conflicts: dict[FrontendKey, tuple[Note, ...]] = {}
+        self._departures = Departures()
 
     @property
     def place(self) -> Place:
@@ -98,7 +102,7 @@ class Compiler:
         run = _Run()
         was = self.place
         moved = self._move(change.node, host)
-        changed = self._remember(change)
+        changed = self._remember(change, run)
         for key in self._facts if moved else changed:
             self._compile(key, run)
         for key in changed:
@@ -133,12 +137,14 @@ class Compiler:
         self._context = context
         return True
 
-    def _remember(self, change: ClusterChange) -> list[ServiceKey]:
+    def _remember(self, change: ClusterChange, run: _Run) -> list[ServiceKey]:
         news: dict[ServiceKey, ServiceFacts] = dict(change.services)
         if change.complete:
             news.update((key, ABSENT) for key in self._facts if key not in change.services)
         changed = [key for key, facts in news.items() if self._facts.get(key, ABSENT) != facts]
         for key in changed:
+            slices = self._facts.get(key, ABSENT).slices
+            run.departed |= self._departures.change(key, slices, news[key].slices)
             self._facts[key] = news[key]
         return changed
 
@@ -217,6 +223,7 @@ class Compiler:
             notes_added=tuple(sorted(run.notes_new - run.notes_gone)),
             notes_removed=tuple(sorted(run.notes_gone - run.notes_new)),
             triggers=tuple(sorted(_times(change.triggers, run.effective))),
+            departed=frozenset(run.departed),
         )
 
     def _note_conflicts(self, key: FrontendKey, run: _Run) -> None:
@@ -246,6 +253,7 @@ class _Run:
     notes_new: set[Note] = field(default_factory=set)
     notes_gone: set[Note] = field(default_factory=set)
     effective: set[ServiceKey] = field(default_factory=set)
+    departed: set[str] = field(default_factory=set)
 
 
 def _times(

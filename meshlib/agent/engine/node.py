@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 
+from meshlib.agent.backends.base import Cutting
 from meshlib.agent.compile.compiler import Compiler, DesiredChange
 from meshlib.agent.desired import HealthPort, Note
+from meshlib.agent.engine.garbage import undisturbed
 from meshlib.agent.engine.leftovers import Leftovers
 from meshlib.agent.engine.programmer import Programmer, Written
 from meshlib.agent.engine.sweep import Sweep, Swept
@@ -45,9 +47,14 @@ class FamilyEngine:
     taken: int = 0  #: the generation of the facts that are compiled
     applied: int = 0  #: the newest generation of which everything is in the kernel
     _triggers: list[float] = field(default_factory=list)  # of changes that are not written yet
+    _departed: set[str] = field(default_factory=set)  # addresses whose waiting connections lead nowhere
 
     def take(self, change: ClusterChange, host: Host | None, now: float) -> DesiredChange:
         """Compile, and hand the difference to the programmer."""
+        with undisturbed():
+            return self._take(change, host, now)
+
+    def _take(self, change: ClusterChange, host: Host | None, now: float) -> DesiredChange:
         difference = self.compiler.update(change, host)
         if difference.place is not None:
             self.programmer.move(difference.place)
@@ -67,6 +74,7 @@ class FamilyEngine:
         self.notes.update(difference.notes_added)
         self._triggers += difference.triggers
         self.sweep.changed(difference.frontends)
+        self._departed |= difference.departed
         self.taken += 1
         if not self.programmer.planner.pending and self.synced:
             self.applied = self.taken
@@ -75,7 +83,8 @@ class FamilyEngine:
     def write(self, now: Callable[[], float], wall: Callable[[], float]) -> Step:
         """One write."""
         began = now()
-        written = self.programmer.write(began)
+        with undisturbed():
+            written = self.programmer.write(began)
         latencies: tuple[float, ...] = ()
         if written.ok and not self.programmer.paused:
             self.synced = True
@@ -85,6 +94,14 @@ class FamilyEngine:
         seconds = now() - began
         self.last = Step(self.compiler.place.family, written, seconds, latencies, self._forget(now, written))
         return self.last
+
+    def cut(self, now: float) -> None:
+        """What has departed and is written as such is not waited for any more."""
+        if self._departed and not self.programmer.planner.pending:
+            backend = self.programmer.backend
+            if isinstance(backend, Cutting):
+                backend.cut(self._departed, now)
+            self._departed.clear()
 
     @property
     def sweep_at(self) -> float | None:
@@ -117,12 +134,15 @@ class NodeEngine:
         on_step: Callable[[Step], None],
         on_change: Callable[[int, DesiredChange], None],
         leftovers: Leftovers | None = None,
+        settled: Callable[[], None] = lambda: None,
     ) -> None:
+        """``settled`` is called once, when every family was first brought to what was wanted."""
         self.leftovers = leftovers  #: what other modes left behind, until it is gone
         self.families = dict(families)
         self.node = Node()
         self._now, self._wall = now, wall
         self._on_step, self._on_change = on_step, on_change
+        self._settled: Callable[[], None] | None = settled
         self._told: deque[ClusterChange | Host] = deque()
         self._known = False  # the source has told everything once
         self._lists = 0
@@ -150,8 +170,12 @@ class NodeEngine:
             again = engine.sweep_again(self._now)
             if again is not None:
                 self._on_step(again)
+            engine.cut(self._now())
             ticked = engine.programmer.backend.tick(self._now())
             times += [at for at in (due, ticked, engine.sweep_at) if at is not None]
+        if self._settled is not None and self.synced:
+            self._settled()
+            self._settled = None
         if self.leftovers is not None and self.synced:
             at = self.leftovers.step(self._now())
             if at is None:

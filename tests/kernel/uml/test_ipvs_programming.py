@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
 
 from meshlib.agent.backends.ipvs import IpvsBackend
+from meshlib.agent.backends.ipvs.kernel import IpvsKernel
 from meshlib.agent.desired import Place
+from meshlib.agent.engine.cleanup import clean
 from meshlib.agent.netlink import rtnl
-from meshlib.agent.netlink.ipvs import RealKey, RealServer, ServiceKey, VirtualServer
+from meshlib.agent.netlink.generic import find_family, parse_family
+from meshlib.agent.netlink.ipvs import Codec, RealKey, RealServer, ServiceKey, Timeouts, VirtualServer
 from meshlib.agent.netlink.socket import GENERIC, NetlinkSocket
+from meshlib.agent.objects import ObjectKey
 from tests.kernel.uml.node import Node, frontend, node_is_empty
 from tests.kernel.uml.space import Space, connect, said
 
@@ -292,11 +297,29 @@ def test_one_endpoint_among_many_is_one_write(space: Space, node: Node) -> None:
     assert len(node.destinations()) == 601
 
 
+def test_timeouts_that_are_asked_for(space: Space) -> None:
+    """They are set, held against others who change them, and left as they are at the end; the rest is never touched."""
+    node = Node(timeouts=Timeouts(0, 30, 60))
+    assert node.want().ok
+    assert node.backend.words(ObjectKey("timeouts", ""), Timeouts(0, 30, 60)).endswith(
+        "tcp_fin 30 s, udp 60 s"
+    )
+
+    def there() -> Timeouts:
+        with contextlib.closing(IpvsKernel(NetlinkSocket)) as kernel:
+            return kernel.timeouts()
+
+    assert there() == Timeouts(900, 30, 60)
+    space.shell("ipvsadm --set 800 40 60")
+    assert node.audit().ok
+    assert there() == Timeouts(800, 30, 60)
+    assert not node.audit().plan
+    clean(node.backend, 4, node.programmer.ledger, lambda lines: None, node.now)
+    assert there() == Timeouts(800, 30, 60)
+
+
 def test_namespace_timeouts(space: Space) -> None:
     """The IPVS timeouts of the namespace can be read and set; zero leaves one alone."""
-    from meshlib.agent.netlink.generic import find_family, parse_family
-    from meshlib.agent.netlink.ipvs import Codec, Timeouts
-
     with NetlinkSocket(GENERIC) as netlink:
         codec = Codec(parse_family(netlink.request(find_family("IPVS"))[0], "IPVS"))
         assert codec.timeouts(netlink.request(codec.get_timeouts())[0]) == Timeouts(900, 120, 300)

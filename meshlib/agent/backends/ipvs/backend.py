@@ -10,12 +10,15 @@ from meshlib.agent.backends.base import Probe, Speaking
 from meshlib.agent.backends.ipvs.anyip import AnyIp
 from meshlib.agent.backends.ipvs.dummy import Dummy
 from meshlib.agent.backends.ipvs.exclude import Excluded
+from meshlib.agent.backends.ipvs.kernel import IpvsKernel
 from meshlib.agent.backends.ipvs.part import Companion, Part
 from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.backends.ipvs.probe import probe
 from meshlib.agent.backends.ipvs.servers import Servers
+from meshlib.agent.backends.ipvs.timeouts import NamespaceTimeouts
 from meshlib.agent.backends.ipvs.words import words
 from meshlib.agent.desired import Frontend, Hairpin, Place
+from meshlib.agent.netlink.ipvs import Timeouts
 from meshlib.agent.netlink.socket import NetlinkSocket
 from meshlib.agent.objects import Failed, ObjectKey, Objects, Plan
 
@@ -25,8 +28,9 @@ class IpvsBackend:
 
     ``companion`` says what IPVS cannot: drop, masquerade, source ranges, the short circuit of externalTrafficPolicy
     Local, the host's ports behind a virtual address. Without one those are not there. ``private``: where the companion
-    leads sources on this node (the same object as the companion's own). ``drain_seconds``: how long a
-    removed endpoint keeps its connections. ``excluded``: networks whose virtual servers are never touched.
+    leads sources on this node (the same object as the companion's own). ``drain_seconds``: how long
+    a removed endpoint keeps its connections. ``excluded``: networks whose virtual servers are never touched.
+    ``timeouts``: of the whole namespace, where others than the kernel's own are asked for.
     """
 
     name = "ipvs"
@@ -39,16 +43,22 @@ class IpvsBackend:
         excluded: Iterable[str] = (),
         companion: Companion | None = None,
         private: PrivateAddresses | None = None,
+        timeouts: Timeouts | None = None,
         connect: Callable[[int], NetlinkSocket] = NetlinkSocket,
     ) -> None:
         private = private if companion is not None else None
         self._connect = connect
         self._excluded = Excluded(excluded)
-        self.servers = Servers(connect, drain_seconds=drain_seconds, excluded=self._excluded, private=private)
+        self._kernel = IpvsKernel(connect)
+        self.servers = Servers(
+            self._kernel, drain_seconds=drain_seconds, excluded=self._excluded, private=private
+        )
         bind = AnyIp if binding == "anyip" else Dummy
         self.binding: AnyIp | Dummy = bind(connect, private)
         self._companion = companion
         self._parts: tuple[Part, ...] = (self.binding, self.servers)
+        if timeouts is not None and any(timeouts):
+            self._parts += (NamespaceTimeouts(self._kernel, timeouts),)
         if companion is not None:
             self._parts += (companion,)
         self._owner = {kind: part for part in self._parts for kind in part.kinds}
@@ -135,3 +145,4 @@ class IpvsBackend:
         """Give the sockets back; what is in the kernel stays. Safe to call twice."""
         for part in self._parts:
             part.close()
+        self._kernel.close()

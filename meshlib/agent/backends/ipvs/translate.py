@@ -23,7 +23,7 @@ from meshlib.agent.netlink.ipvs import (
 )
 from meshlib.agent.objects import ObjectKey
 
-ROUTE, ADDRESS, SERVICE, DESTINATION = "route", "address", "service", "destination"
+ROUTE, ADDRESS, SERVICE, DESTINATION, TIMEOUTS = "route", "address", "service", "destination", "timeouts"
 
 #: The scheduler that every kernel with IPVS can be given.
 FALLBACK_SCHEDULER = "rr"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from meshlib.agent.backends.ipvs.translate import ADDRESS, DESTINATION, ROUTE, SERVICE
-from meshlib.agent.netlink.ipvs import PERSISTENT, RealServer, VirtualServer
+from meshlib.agent.netlink.ipvs import PERSISTENT, RealServer, Timeouts, VirtualServer
 from meshlib.agent.objects import ObjectKey
 
 
@@ -22,6 +22,9 @@ def words(key: ObjectKey, value: Any) -> str:
         return f"local route {key.name}" + (f" from {value}" if value else "")
     if key.kind == ADDRESS:
         return f"address {key.name}"
+    if isinstance(value, Timeouts):
+        told = (f"{name} {seconds} s" for name, seconds in value._asdict().items() if seconds)
+        return f"timeouts of the whole namespace: {', '.join(told)}"
     return f"{key.kind} {key.name}"
 
 
