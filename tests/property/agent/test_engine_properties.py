@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,6 +138,7 @@ def test_any_bytes_are_a_journal(data: bytes) -> None:
 EVENTS = st.lists(st.tuples(st.sampled_from(["want", "ok", "fail"]), st.floats(0, 40)), max_size=30)
 
 
+@pytest.mark.acceptance(103)
 @given(EVENTS)
 def test_pace_forgets_nothing_and_never_hurries(events: Any) -> None:
     """A change is due until a write that began after it succeeded; writes keep the interval, failures the wait."""
