@@ -83,9 +83,16 @@ def check(settings: AgentSettings, noticed: Sequence[str]) -> None:
     Told to live beside kube-proxy we serve only Services that it ignores; told to take over, its rules are on their way
     out and ours come first.
     """
-    if not noticed or settings.beside_kube_proxy or settings.take_over:
+    if not noticed or settings.beside_kube_proxy:
         return
     found = "; ".join(noticed)
+    if settings.take_over:
+        if settings.mode == "nftables":
+            return
+        raise OtherProxy(
+            f"kube-proxy is here ({found}), and only in mode nftables do our rules come before its: set "
+            "mode = nftables until it is gone"
+        )
     if settings.service_proxy_name:
         way = "It ignores Services with the label of service_proxy_name: set beside_kube_proxy = true"
     else:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,35 @@ class Node:
         self.sh("ip link add eth0 type veth peer name eth1 && ip link set eth0 up && ip link set eth1 up")
         self.sh("ip address add 192.0.2.1/24 dev eth0")
 
+        self._background: list[subprocess.Popen[str]] = []
+
     def close(self) -> None:
+        for process in self._background:
+            process.kill()
+            process.communicate()
         self._shell.communicate()
+
+    def popen(self, words: list[str], **pipes: int) -> subprocess.Popen[str]:
+        """In the background, until the test ends at the latest."""
+        command = ["nsenter", f"--net=/proc/{self._shell.pid}/ns/net", *words]
+        process = subprocess.Popen(command, text=True, **pipes)  # type: ignore[call-overload]
+        self._background.append(process)
+        found: subprocess.Popen[str] = process
+        return found
+
+    def background(self, script: str) -> subprocess.Popen[str]:
+        """A Python program that says when it is up."""
+        process = self.popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        return process
+
+    def handover(self, way: str) -> tuple[subprocess.Popen[str], Iterator[str]]:
+        """The command with a probe, and its lines as they come."""
+        words = ["handover", way, "--state", str(self.folder / "state"), "--probe", "10.96.0.1:80"]
+        process = self.popen([sys.executable, "-u", "-m", "meshlib", "agent", *words], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        return process, iter(process.stdout)
 
     def run(self, words: list[str]) -> subprocess.CompletedProcess[str]:
         prefix = ["nsenter", f"--net=/proc/{self._shell.pid}/ns/net"]
@@ -100,29 +128,16 @@ class Node:
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 
-    def start(self) -> subprocess.Popen[str]:
-        """An agent in the background; returns when everything is in the kernel."""
-        words = [
-            "run",
-            *OPTIONS.split(),
-            "--state",
-            str(self.folder / "state"),
-            "--files",
-            str(self.folder / "files"),
-        ]
-        command = [
-            "nsenter",
-            f"--net=/proc/{self._shell.pid}/ns/net",
-            sys.executable,
-            "-m",
-            "meshlib",
-            "agent",
-            *words,
-        ]
-        running = subprocess.Popen([*command, "--log", "json"], stderr=subprocess.PIPE, text=True)
+    def start(self, *before: str, more: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """An agent in the background; returns when something is in the kernel. ``before``: a program that starts it."""
+        state, files = str(self.folder / "state"), str(self.folder / "files")
+        words = ["run", *OPTIONS.split(), *more, "--state", state, "--files", files, "--log", "json"]
+        running = self.popen(
+            [*before, sys.executable, "-m", "meshlib", "agent", *words], stderr=subprocess.PIPE
+        )
         assert running.stderr is not None
         for line in running.stderr:
-            if json.loads(line)["event"] == "written":
+            if line.startswith("{") and json.loads(line)["event"] == "written":
                 return running
         raise AssertionError("the agent ended before it had written anything")
 
@@ -231,3 +246,88 @@ def test_preflight(node: Node) -> None:
     assert [each["what"] for each in found["findings"] if each["level"] == "lack"] == [
         "kube-proxy: nftables table kube-proxy (IPv4)"
     ]
+
+
+def test_with_the_rights_of_the_pod(node: Node) -> None:
+    """Root with CAP_NET_ADMIN alone, as the DaemonSet has it, is enough; the process that reads data keeps nothing."""
+    words = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all", "--no-new-privs"]
+    running = node.start(*words)
+    try:
+        status = Path(f"/proc/{running.pid}/status").read_text()
+        assert "CapEff:\t0000000000000000" in status
+        assert node.agent("status").returncode == 0
+        assert "10.96.0.1 . tcp . 80" in node.sh("nft list table ip meshlib")
+    finally:
+        stop(running)
+
+
+KUBE_PROXY_PAGE = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Page(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"iptables")
+    def log_message(self, *_): pass
+server = HTTPServer(("127.0.0.1", 10249), Page)
+print("up", flush=True)
+server.serve_forever()
+"""
+
+
+SERVERS = """
+import threading
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+for address in ("192.0.2.11", "192.0.2.12"):
+    server = ThreadingTCPServer((address, 8080), BaseRequestHandler)
+    threading.Thread(target=server.serve_forever).start()
+print("up", flush=True)
+"""
+
+
+def test_handover_and_back(node: Node) -> None:
+    """From kube-proxy and back: each step waits for what it names, and no connection fails on the way."""
+    node.sh("ip address add 192.0.2.11/32 dev lo && ip address add 192.0.2.12/32 dev lo")
+    node.sh("ip route add 10.96.0.0/16 dev eth0")
+    rules = f"iptables-nft-restore < {node.folder}/rules && iptables-nft -t nat -A OUTPUT -j KUBE-SERVICES"
+    node.sh(rules)
+    node.background(SERVERS)
+    kube_proxy = node.background(KUBE_PROXY_PAGE)
+
+    moving, lines = node.handover("from-kube-proxy")
+    assert next(lines).startswith(
+        "1/4 meshlib has everything in the kernel, before kube-proxy's rules: not yet"
+    )
+    quiet = ("--set", "health_address=", "--set", "metrics_address=")
+    running = node.start(more=("--set", "take_over=true", *quiet))
+    assert next(lines).startswith("1/4 meshlib has everything in the kernel, before kube-proxy's rules: yes")
+    assert next(lines) == "2/4 both lead to the same endpoints: yes (2 frontends compared)\n"
+    assert next(lines).startswith("3/4 kube-proxy has stopped: not yet")
+    kube_proxy.kill()
+    assert any(line.startswith("3/4 kube-proxy has stopped: yes") for line in lines)
+    assert "chain KUBE-SERVICES in table nat" in next(lines)
+    node.sh("iptables-nft -t nat -F && iptables-nft -t nat -X")
+    assert next(lines).startswith("4/4 kube-proxy's rules are gone: yes")
+    made, failed = counts(next(lines))
+    assert (made > 5, failed, moving.wait(30)) == (True, 0, 0)
+
+    moving, lines = node.handover("to-kube-proxy")
+    assert next(lines).startswith("1/4 kube-proxy runs: not yet")
+    node.sh(rules)
+    node.background(KUBE_PROXY_PAGE)
+    assert next(lines) == "1/4 kube-proxy runs: yes (mode iptables)\n"
+    assert next(lines).startswith("2/4 both lead to the same endpoints: yes")
+    assert next(lines).startswith("3/4 the agent has stopped: not yet")
+    stop(running)
+    assert next(lines).startswith("3/4 the agent has stopped: yes")
+    assert next(lines) == "4/4 meshlib's rules are gone: not yet. Now: meshlib agent cleanup\n"
+    assert node.agent("cleanup").returncode == 0
+    assert next(lines) == "4/4 meshlib's rules are gone: yes\n"
+    made, failed = counts(next(lines))
+    assert (made > 5, failed, moving.wait(30)) == (True, 0, 0)
+
+
+def counts(line: str) -> tuple[int, int]:
+    """Connections made and failed, of a line like ``10.96.0.1:80: 12 connections, 0 failed``."""
+    words = line.split()
+    return int(words[1]), int(words[3])

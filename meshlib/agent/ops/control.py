@@ -12,9 +12,11 @@ from typing import Any
 
 from meshlib.errors import MeshError
 
-#: Bytes of a request and seconds of an exchange; both are tiny.
+#: Bytes of a request, and seconds until it is there; both are tiny.
 MAX_REQUEST = 4096
 MAX_SECONDS = 5.0
+#: Seconds of an answer: behind a full write of 10,000 Services on a busy node, with a dump of as many of its own.
+ANSWER_SECONDS = 30.0
 
 #: From the command and its arguments to the answer. Raises MeshError with what the person shall read.
 Handler = Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
@@ -53,7 +55,13 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(MAX_SECONDS):
-                answer = await self._answer(await reader.readline())
+                line = await reader.readline()
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    answer = await self._answer(line)
+            except TimeoutError:
+                answer = {"error": f"the agent is busy: no answer within {ANSWER_SECONDS:g} s"}
+            async with asyncio.timeout(MAX_SECONDS):
                 writer.write(json.dumps(answer, default=str).encode() + b"\n")
                 await writer.drain()
         except (OSError, ValueError, TimeoutError):
@@ -76,7 +84,7 @@ class ControlServer:
 async def ask(path: Path, command: str, **arguments: Any) -> Mapping[str, Any]:
     """Ask a running agent. Raises ControlRefused: there is none, it may not be asked, or it refuses."""
     try:
-        async with asyncio.timeout(MAX_SECONDS):
+        async with asyncio.timeout(ANSWER_SECONDS + MAX_SECONDS):
             # A status of 10,000 Services has a few MB.
             reader, writer = await asyncio.open_unix_connection(path, limit=1 << 28)
             writer.write(json.dumps({"command": command, **arguments}).encode() + b"\n")

@@ -14,6 +14,8 @@ _COMMANDS = {
     "cleanup": ("cleanup", "command", "Remove everything of ours from this node's kernel, and nothing else."),
     "compare": ("compare", "command", "Compare kube-proxy's live rules here with ours; reads only."),
     "explain": ("explain", "command", "Say who serves ADDRESS:PORT here, and why."),
+    "handover": ("handover", "command", "Go from kube-proxy to meshlib on this node, or back, step by step."),
+    "manifests": ("manifests", "command", "Print the DaemonSet with its rights and settings."),
     "pause": ("ask", "pause", "Stop writing; the rules stay as they are."),
     "plan": ("plan", "command", "Show what an agent would change here, and why; writes nothing."),
     "preflight": ("preflight", "command", "Check what this node offers and lacks, with the fix for each."),

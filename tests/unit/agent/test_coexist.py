@@ -26,7 +26,9 @@ def test_refused_unless_told() -> None:
     with pytest.raises(OtherProxy, match="set beside_kube_proxy = true"):
         check(AgentSettings(service_proxy_name="meshlib"), NOTICED)
     check(AgentSettings(service_proxy_name="meshlib", beside_kube_proxy=True), NOTICED)
-    check(AgentSettings(take_over=True), NOTICED)
+    check(AgentSettings(take_over=True, mode="nftables"), NOTICED)
+    with pytest.raises(OtherProxy, match="only in mode nftables"):
+        check(AgentSettings(take_over=True), NOTICED)
     with pytest.raises(ConfigError, match="contradicts"):
         AgentSettings(service_proxy_name="meshlib", beside_kube_proxy=True, take_over=True)
 
