@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ from meshlib.agent.modes import Chosen, Make
 from meshlib.agent.netlink.ipvs import Timeouts
 from meshlib.agent.netlink.socket import Make as MakeSocket
 from meshlib.agent.netlink.socket import NetlinkSocket
+from meshlib.agent.relays import userspace
 from meshlib.agent.settings import AgentSettings, VipBinding
 from meshlib.discovery.base import ResolverContext
 from meshlib.discovery.kubernetes.credentials import SERVICE_ACCOUNT_DIR
@@ -50,8 +52,11 @@ def connector(make: MakeSocket | None = None) -> Callable[[int], NetlinkSocket]:
     return lambda protocol: NetlinkSocket(protocol, make=make)
 
 
-def makers(settings: AgentSettings, make: MakeSocket | None = None) -> Mapping[str, Make]:
-    """How the backends of each mode are made. ``make``: who makes netlink sockets, where this process may not."""
+def makers(
+    settings: AgentSettings, make: MakeSocket | None = None, relays: Make | None = None
+) -> Mapping[str, Make]:
+    """How the backends of each mode are made. ``make``: who makes netlink sockets, where this process may not.
+    ``relays``: who serves in userspace mode, where anybody does."""
 
     def transactions() -> TransactionSocket:
         return TransactionSocket(make)
@@ -74,7 +79,7 @@ def makers(settings: AgentSettings, make: MakeSocket | None = None) -> Mapping[s
     def nftables(family: int) -> Backend:
         return NftablesBackend(family, connect=transactions)
 
-    return {"ipvs": ipvs, "nftables": nftables}
+    return {"ipvs": ipvs, "nftables": nftables, "userspace": relays or partial(userspace, settings)}
 
 
 def engine(
@@ -99,7 +104,9 @@ def engine(
             pace=Pace(settings.min_sync_period, settings.sync_period, settings.sync_burst),
             adopt=settings.adopt,
         )
-        families[family] = FamilyEngine(compiler, programmer, Sweep(forgetter.forget))
+        families[family] = FamilyEngine(
+            compiler, programmer, Sweep(forgetter.forget if chosen.mode != "userspace" else None)
+        )
     return NodeEngine(families, SYSTEM.now, SYSTEM.wall, on_step, on_change, settled=settle)
 
 
@@ -111,18 +118,22 @@ def leftovers(
     make: MakeSocket | None = None,
 ) -> Leftovers:
     """What other modes, or this one in another shape, may have left on this node."""
-    binding: VipBinding = "dummy" if settings.vip_binding == "anyip" else "anyip"
-    variants = (settings, dataclasses.replace(settings, vip_binding=binding))
     kept = {kind for backend in chosen.backends.values() for kind in backend.kinds}
-    found = [
-        (mode, family, maker(family))
-        for number, variant in enumerate(variants)
-        for mode, maker in makers(variant, make).items()
-        for family in chosen.backends
-        if mode != chosen.mode or number
-        if mode == "ipvs" or not number
-    ]
+    found = shapes(settings, tuple(chosen.backends), make)
     return Leftovers(others(chosen.mode, kept, found), ledger.ledger, ledger.write, told)
+
+
+def shapes(
+    settings: AgentSettings, families: tuple[int, ...], make: MakeSocket | None = None
+) -> list[tuple[str, int, Backend]]:
+    """Every mode, in every shape, that can leave something in the kernel: with its family and a backend that reads and
+    removes it. The companion's table is that of mode nftables."""
+    bindings: tuple[VipBinding, ...] = ("anyip", "dummy")
+    variants = [dataclasses.replace(settings, vip_binding=each, companion="none") for each in bindings]
+    # In this order: virtual servers go with the first shape, and only then the device that holds their addresses.
+    ways = [("ipvs", makers(each, make)["ipvs"]) for each in variants]
+    ways.append(("nftables", makers(settings, make)["nftables"]))
+    return [(mode, family, maker(family)) for mode, maker in ways for family in families]
 
 
 class Worker:

@@ -27,6 +27,7 @@ from meshlib.agent.objects import ObjectKey
 from meshlib.agent.ops.control import ControlServer
 from meshlib.agent.ops.log import Log
 from meshlib.agent.ops.metrics_page import MetricsPage
+from meshlib.agent.relays import Relays
 from meshlib.agent.service import Agent, Source
 from meshlib.cli.agent.options import settings, settings_options, state_option
 from meshlib.cli.exits import UNKNOWN, stop
@@ -84,6 +85,7 @@ async def _run(loaded: Loaded, state: Path, files: Path | None, log: Log) -> Non
     programmer = ProgrammerProcess(new_lock())
     confine_parser()
     make = programmer.broker.socket
+    relays = Relays(options, log.say)
 
     def crashed(name: str, error: BaseException) -> None:
         crashes.append(error)
@@ -100,7 +102,8 @@ async def _run(loaded: Loaded, state: Path, files: Path | None, log: Log) -> Non
         coexist.check(options, noticed)
         for sign in noticed:
             log.say(f"kube-proxy is here as well: {sign}")
-        chosen = await worker(lambda: choose(options.mode, options.families, assembly.makers(options, make)))
+        ways = assembly.makers(options, make, relays)
+        chosen = await worker(lambda: choose(options.mode, options.families, ways))
         for mode, probe in chosen.probes.items():
             log.say(f"mode {mode}: {'chosen' if mode == chosen.mode else 'not usable'}: {probe.reason}")
         agent = _agent(loaded, chosen, ledger, worker, make, log)
@@ -119,6 +122,7 @@ async def _run(loaded: Loaded, state: Path, files: Path | None, log: Log) -> Non
             await agent.run(stopping)
         finally:
             await control.close()
+            await relays.close()
     finally:
         loop.remove_reader(programmer.ended)
         programmer.close()
