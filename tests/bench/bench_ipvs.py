@@ -22,6 +22,7 @@ from typing import Any
 
 from meshlib.agent.backends.ipvs import IpvsBackend
 from meshlib.agent.compile.compiler import Compiler
+from meshlib.agent.engine.garbage import undisturbed
 from meshlib.agent.engine.ledger import Ledger
 from meshlib.agent.engine.node import FamilyEngine
 from meshlib.agent.engine.programmer import Programmer
@@ -102,8 +103,9 @@ def engine() -> FamilyEngine:
 def program(change: ClusterChange) -> FamilyEngine:
     """Model to kernel, whole."""
     made = engine()
-    made.take(change, None, 0.0)
-    step = made.write(time.monotonic, time.time)
+    with undisturbed():  # as the agent does each step
+        made.take(change, None, 0.0)
+        step = made.write(time.monotonic, time.time)
     if not step.written.ok:
         raise RuntimeError(f"not programmed: {step.written.error} {step.written.failed[:3]}")
     return made

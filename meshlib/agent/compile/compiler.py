@@ -227,7 +227,10 @@ class Compiler:
         )
 
     def _note_conflicts(self, key: FrontendKey, run: _Run) -> None:
-        winner, *losers = self._claims.get(key, (None,))
+        held = self._claims.get(key, ())
+        if len(held) < 2 and key not in self._conflicts:
+            return
+        winner, *losers = held or (None,)
         notes = tuple(
             Note(
                 loser.owner.service,

@@ -125,8 +125,9 @@ class _Compilation:
                     exact_affinity=exact,
                     source_ranges=ranges if kind is FrontendKind.LOAD_BALANCER else None,
                 )
-            for answer in found.values():
-                for each in answer.endpoints if node else ():
+            # Paths that are alike share their answer, and there is nothing to be learned from it twice.
+            for answer in {id(each): each for each in found.values()}.values() if node else ():
+                for each in answer.endpoints:
                     if each.node == node:
                         hairpins.add(Hairpin(each.address, port.protocol, each.port))
             external = found[Path.EXTERNAL]

@@ -51,10 +51,6 @@ class FamilyEngine:
 
     def take(self, change: ClusterChange, host: Host | None, now: float) -> DesiredChange:
         """Compile, and hand the difference to the programmer."""
-        with undisturbed():
-            return self._take(change, host, now)
-
-    def _take(self, change: ClusterChange, host: Host | None, now: float) -> DesiredChange:
         difference = self.compiler.update(change, host)
         if difference.place is not None:
             self.programmer.move(difference.place)
@@ -83,8 +79,7 @@ class FamilyEngine:
     def write(self, now: Callable[[], float], wall: Callable[[], float]) -> Step:
         """One write."""
         began = now()
-        with undisturbed():
-            written = self.programmer.write(began)
+        written = self.programmer.write(began)
         latencies: tuple[float, ...] = ()
         if written.ok and not self.programmer.paused:
             self.synced = True
@@ -156,6 +151,10 @@ class NodeEngine:
 
         Nothing is written before the source has told everything once.
         """
+        with undisturbed():
+            return self._step()
+
+    def _step(self) -> float | None:
         self.take()
         if not self._known:
             return None

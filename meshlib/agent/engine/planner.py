@@ -71,30 +71,31 @@ class Planner:
         """The operations that lead from what is applied to what is wanted; empty when nothing is pending."""
         additions: list[Operation] = []
         removals: list[Operation] = []
-        wanted, applied = self.wanted, self.applied
+        find, applied = self.wanted.find, self.applied
+        add, change, remove = Verb  # looking them up by name takes longer than all the rest
         for key in self._in_order(self._pending):
-            have = applied.get(key, _ABSENT)
-            if key not in wanted:
-                removals.append(Operation(Verb.REMOVE, key, have))
+            wanted = find(key)
+            if wanted is None:
+                removals.append(Operation(remove, key, applied.get(key, _ABSENT)))
             else:
-                verb = Verb.ADD if have is _ABSENT else Verb.SET
-                additions.append(Operation(verb, key, wanted.value(key), _why(wanted.source(key))))
+                source, value = wanted
+                verb = change if key in applied else add
+                additions.append(Operation(verb, key, value, _why(source)))
         return (*additions, *reversed(removals))
 
     def done(self, plan: Plan, failed: Iterable[Failed] = ()) -> None:
         """The plan was carried out, except for what failed."""
         refused = {failure.operation.key for failure in failed}
-        for operation in plan:
-            key = operation.key
-            if key in refused:
+        applied, counts, remove = self.applied, self._counts, Verb.REMOVE
+        for verb, key, value, _ in plan:
+            if refused and key in refused:
                 continue
-            had = key in self.applied
-            if operation.verb is Verb.REMOVE:
-                self.applied.pop(key, None)
-                self._counts[key.kind] -= had
+            before = len(applied)
+            if verb is remove:
+                applied.pop(key, None)
             else:
-                self.applied[key] = operation.value
-                self._counts[key.kind] += not had
+                applied[key] = value
+            counts[key.kind] += len(applied) - before
             self._judge(key)
         # An emptied set keeps its room, and is walked through all of it: a full load would make every later plan slow.
         self._pending = set(self._pending)
@@ -114,9 +115,10 @@ class Planner:
                     self._foreign.add(key)
                 continue
             applied[key] = value
-            if key not in self.wanted:
+            wanted = self.wanted.find(key)
+            if wanted is None:
                 surplus.append(key)
-            elif value != self.wanted.value(key):
+            elif value != wanted[1]:
                 different.append(key)
         for key in self.wanted:
             if key not in applied and key not in self._foreign:
@@ -136,13 +138,16 @@ class Planner:
             self._judge(key)
 
     def _judge(self, key: ObjectKey) -> None:
-        have = self.applied.get(key, _ABSENT)
-        want = self.wanted.value(key) if key in self.wanted else _ABSENT
-        if want is _ABSENT:
+        """Whether an object waits."""
+        wanted = self.wanted.find(key)
+        if wanted is None:
             self._foreign.discard(key)
-        if have is want or (have is not _ABSENT and want is not _ABSENT and have == want):
+            settled = key not in self.applied
+        else:
+            settled = self.applied.get(key, _ABSENT) == wanted[1]
+        if settled:
             self._pending.discard(key)
-        elif key not in self._foreign:
+        elif not self._foreign or key not in self._foreign:
             self._pending.add(key)
 
     def _in_order(self, keys: Iterable[ObjectKey]) -> list[ObjectKey]:

@@ -62,32 +62,36 @@ class Wanted:
         """How many objects of each kind are wanted."""
         return {kind: count for kind, count in self._counts.items() if count}
 
+    def find(self, key: ObjectKey) -> tuple[Any, Any] | None:
+        """For whose sake an object is wanted (the smallest, where several need it), and its value; None: it is not."""
+        held = self._only.get(key)
+        if held is not None or key not in self._shared:
+            return held
+        sources = self._shared[key]
+        smallest = sources.smallest()
+        return smallest, sources.values[smallest]
+
     def value(self, key: ObjectKey) -> Any:
         """The value that is wanted; KeyError where the object is not."""
-        if key in self._only:
-            return self._only[key][1]
-        sources = self._shared[key]
-        return sources.values[sources.smallest()]
+        found = self.find(key)
+        if found is None:
+            raise KeyError(key)
+        return found[1]
 
-    def source(self, key: ObjectKey) -> Any:
-        """For whose sake (the smallest, where several need it)."""
-        return self._only[key][0] if key in self._only else self._shared[key].smallest()
-
-    def change(self, source: Any, old: Objects, new: Objects) -> set[ObjectKey]:
+    def change(self, source: Any, old: Objects, new: Objects) -> list[ObjectKey]:
         """One source needs ``new`` instead of ``old``. Returns the objects that may be different now.
 
         Sources of one Wanted are ordered among each other (``<``).
         """
-        touched = set()
-        for key in old:
-            if key not in new:
-                self._release(source, key)
-                touched.add(key)
-        for key, value in new.items():
-            if key not in old or old[key] != value:
-                self._need(source, key, value)
-                touched.add(key)
-        return touched
+        gone = [key for key in old if key not in new]
+        for key in gone:
+            self._release(source, key)
+        needed = (
+            [key for key, value in new.items() if key not in old or old[key] != value] if old else list(new)
+        )
+        for key in needed:
+            self._need(source, key, new[key])
+        return gone + needed
 
     def _need(self, source: Any, key: ObjectKey, value: Any) -> None:
         if key in self._shared:

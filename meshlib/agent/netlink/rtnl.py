@@ -196,15 +196,20 @@ def parse_links(messages: Iterable[Message]) -> list[Link]:
 
 
 def _route(address: str, source: str, device: int) -> bytes:
-    packed = ip_address(address).packed
+    packed = _packed(address)
     family, length = (_AF[4], 32) if len(packed) == 4 else (_AF[6], 128)
     # Told in IPv6, the kernel forgets the scope; in IPv4 a local route has that of the host.
     scope = _SCOPE_HOST if family == _AF[4] else 0
     body = _ROUTE.pack(family, length, 0, 0, _TABLE_LOCAL, PROTOCOL, scope, _TYPE_LOCAL, 0)
     body += attribute(_DESTINATION, packed) + u32(_DEVICE, device)
     if source:
-        body += attribute(_SOURCE, ip_address(source).packed)
+        body += attribute(_SOURCE, _packed(source))
     return body
+
+
+def _packed(address: str) -> bytes:
+    """Of a canonical address; several times as fast as by way of an object."""
+    return ip_address(address).packed if ":" in address else bytes(map(int, address.split(".")))
 
 
 def _host_address(address: str, device: int) -> bytes:

@@ -30,7 +30,7 @@ def test_no_pod_that_may_be_alive(events: list[Any]) -> None:
     """Whatever is told: an address is given up only if a pod that was shown there has ended or is about to."""
     departures = Departures()
     world: dict[str, tuple[int, bool, set[ServiceKey]]] = {}
-    shown: dict[ServiceKey, tuple[EndpointSlice, ...]] = {each: () for each in SERVICES}
+    shown: dict[ServiceKey, tuple[EndpointSlice, ...]] = dict.fromkeys(SERVICES, ())
     condemned: set[str] = set()
     for number, (what, address, more) in enumerate(events):
         held = world.get(address)

@@ -215,12 +215,16 @@ def test_settled_once() -> None:
 def test_the_collector_is_as_before_afterwards() -> None:
     """Also after an exception, and where somebody had switched it off."""
     assert gc.isenabled()
-    with pytest.raises(KeyError), undisturbed():
-        assert not gc.isenabled()
+
+    def fail() -> None:
         with undisturbed():
-            pass
-        assert not gc.isenabled()
-        raise KeyError
+            with undisturbed():
+                pass
+            assert not gc.isenabled()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert gc.isenabled()
 
 

@@ -176,8 +176,10 @@ class Servers:
         codec = self._kernel.codec
         drains = self._drain if self._drain else ()
         name: Any
+        service = ServiceKey("", "", 0)
         for index, (verb, (kind, name), value, _) in enumerate(plan):
-            service = ServiceKey._make(name[:3])
+            if name[:3] != service:  # plans are in the order of names: that of the one before, mostly
+                service = ServiceKey._make(name[:3])
             if kind == SERVICE:
                 make = codec.add_service if verb is Verb.ADD else codec.set_service
                 yield make(service, value)
