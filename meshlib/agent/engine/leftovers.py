@@ -66,7 +66,10 @@ class Leftovers:
         self._ledger = ledger
         self._record = record
         self._told = told
-        self._runs = [self._run(old) for old in olds]
+        # One after the other within a family: what comes later may hold up what comes first.
+        self._runs: dict[int, list[Iterator[float]]] = {}
+        for old in olds:
+            self._runs.setdefault(old.family, []).append(self._run(old))
         self._now = 0.0
 
     def step(self, now: float) -> float | None:
@@ -76,12 +79,13 @@ class Leftovers:
         """
         self._now = now
         times: list[float] = []
-        for run in list(self._runs):
-            at = next(run, None)
-            if at is None:
-                self._runs.remove(run)
-            else:
-                times.append(at)
+        for runs in self._runs.values():
+            while runs:
+                at = next(runs[0], None)
+                if at is not None:
+                    times.append(at)
+                    break
+                runs.pop(0)
         return min(times, default=None)
 
     def _run(self, old: Old) -> Iterator[float]:

@@ -64,11 +64,12 @@ def _show(found: Mapping[str, Any]) -> None:
             ", ".join(f"{count} {kind}" for kind, count in sorted(family["objects"].items())),
             str(family["pending"]),
             str(family["failures"]),
+            str(family["draining"]),
             str(family["held_removals"]),
         )
         for name, family in found["families"].items()
     ]
-    print_table("", ["family", "frontends", "objects", "pending", "failed", "held"], rows)
+    print_table("", ["family", "frontends", "objects", "pending", "failed", "draining", "held"], rows)
     for name, family in found["families"].items():
         for line in (family["error"], *family["failed"], *family["notes"]):
             if line:

@@ -17,7 +17,8 @@ from meshlib.agent.netlink.messages import Malformed
 from meshlib.agent.netlink.socket import NETFILTER, NetlinkSocket
 from meshlib.agent.preparation import lacking, needed
 from meshlib.agent.settings import AgentSettings
-from meshlib.agent.surroundings import dropping, policies, read_chains
+from meshlib.agent.surroundings import Chain, dropping, policies, read_chains
+from meshlib.cli.agent.theirs import legacy_chains
 from meshlib.cli.doctor.findings import Finding, lack, note, ok
 
 #: The API server's default range of node ports (--service-node-port-range).
@@ -120,7 +121,7 @@ def overlap(ephemeral: tuple[int, int], node: tuple[int, int], reserved: str) ->
 
 def check_others(settings: AgentSettings) -> Iterator[Finding]:
     """Other proxies and firewalls."""
-    noticed = coexist.signs()
+    noticed = (*coexist.signs(), *legacy_chains())
     try:
         coexist.check(settings, noticed)
     except coexist.OtherProxy as error:
@@ -136,6 +137,10 @@ def check_others(settings: AgentSettings) -> Iterator[Finding]:
     except (OSError, Malformed) as error:
         yield note("firewall", f"nf_tables cannot be read: {error}")
         return
+    yield from _firewalls(chains)
+
+
+def _firewalls(chains: list[Chain]) -> Iterator[Finding]:
     for chain in dropping(chains):
         yield note(
             "firewall",

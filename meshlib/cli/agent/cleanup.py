@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from meshlib.agent.assembly import LEDGER, makers
+from meshlib.agent.assembly import LEDGER, shapes
 from meshlib.agent.backends.base import Backend, words
 from meshlib.agent.backends.ipvs.sysctls import restore_sysctls
 from meshlib.agent.engine.cleanup import Cleaned, clean, summary
@@ -38,14 +38,13 @@ def command(file: Path | None, flags: tuple[str, ...], state: Path, dry_run: boo
         click.echo(f"error: the ledger in {state} cannot be opened: {error.strerror}", err=True)
         raise SystemExit(UNKNOWN) from None
     done: dict[str, Cleaned] = {}
-    for mode, make in makers(loaded.settings).items():
-        for family in loaded.settings.families:
-            backend = make(family)
-            if family not in backend.probe().families:
-                continue
-            found = clean(backend, family, ledger.ledger, ledger.write, SYSTEM.now(), dry_run)
-            done[f"{mode} IPv{family}"] = found
-            _tell(f"{mode} IPv{family}", backend, found, dry_run)
+    for mode, family, backend in shapes(loaded.settings, loaded.settings.families):
+        if family not in backend.probe().families:
+            continue
+        found = clean(backend, family, ledger.ledger, ledger.write, SYSTEM.now(), dry_run)
+        where = f"{mode} IPv{family}"
+        done[f"{where} {len(done)}"] = found
+        _tell(where, backend, found, dry_run)
     unsettled = {} if dry_run else _restore(ledger)
     ledger.close()
     removed, left = summary(done)

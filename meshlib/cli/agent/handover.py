@@ -21,6 +21,7 @@ from meshlib.agent.explain import parse_frontend
 from meshlib.agent.netlink.socket import NETFILTER, NetlinkSocket
 from meshlib.agent.ops.control import ControlRefused, ask
 from meshlib.agent.surroundings import read_chains
+from meshlib.cli.agent import theirs
 from meshlib.cli.agent.compare import compared, our_side
 from meshlib.cli.agent.options import state_option
 from meshlib.cli.exits import NEGATIVE, UNKNOWN
@@ -241,9 +242,9 @@ def _kube_proxy_stopped() -> tuple[bool, str]:
 
 
 def _kube_proxy_gone() -> tuple[bool, str]:
-    left = coexist.traces()
+    left = (*coexist.traces(), *theirs.legacy_chains())
     if not left:
-        return True, "as far as nf_tables and devices tell; iptables-legacy is not looked at"
+        return True, ""
     return False, (
         f"Still there: {'; '.join(left)}. kube-proxy removes them: run its image on this node once with --cleanup "
         "(hostNetwork, privileged). It flushes all virtual servers, also those of others"

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from meshlib.agent.coexist import DEVICE
+from meshlib.agent.coexist import CHAIN, DEVICE
 from meshlib.agent.compare import iptables_rules, ipvs_rules
 from meshlib.agent.compare.projection import Projection
 from meshlib.agent.netlink import rtnl
@@ -45,16 +45,30 @@ def read(family: int, node_addresses: Sequence[str]) -> Theirs:
             if error.errno != errno.ENOENT:
                 raise
     for name in _PROGRAMS[family]:
-        program = shutil.which(name)
-        if program is None:
-            continue
-        done = subprocess.run(  # noqa: S603 a fixed program without arguments
-            [program], capture_output=True, text=True, timeout=_PATIENCE, check=False
-        )
-        if done.returncode != 0:
-            continue  # this kind of iptables does not work in this kernel: it has no rules either
-        rules = iptables_rules.project(done.stdout, node_addresses, family)
+        text = _saved(name)
+        rules = iptables_rules.project(text, node_addresses, family)
         if rules:
             found.rules.update(rules)
             found.by.append(name.removesuffix("-save"))
     return found
+
+
+def legacy_chains() -> tuple[str, ...]:
+    """kube-proxy's chains of iptables' old kind, in words; () where its program is not there to tell."""
+    return tuple(
+        f"chain {CHAIN} of {name.removesuffix('-save')}"
+        for name in (_PROGRAMS[4][0], _PROGRAMS[6][0])
+        if f":{CHAIN} " in _saved(name)
+    )
+
+
+def _saved(name: str) -> str:
+    """What a program prints; "" where it is not there, or its kind of iptables does not work in this kernel, which
+    then has no such rules either."""
+    program = shutil.which(name)
+    if program is None:
+        return ""
+    done = subprocess.run(  # noqa: S603 a fixed program without arguments
+        [program], capture_output=True, text=True, timeout=_PATIENCE, check=False
+    )
+    return done.stdout if done.returncode == 0 else ""

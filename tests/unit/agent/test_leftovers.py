@@ -57,6 +57,18 @@ def test_endpoints_first_and_the_rest_when_they_have_drained() -> None:
     assert [each.removed for each in old.told] == [1, 3]
 
 
+def test_one_shape_after_the_other() -> None:
+    """Two shapes of one mode: what the second holds up stays until the first one's endpoints have drained."""
+    old = Old(Drains(busy_until=100.0))
+    device = FakeKernel(kinds=("device",), state={ObjectKey("device", "meshlib0"): None})
+    olds = others("new", (), [("old", 4, old.kernel), ("old", 4, device), ("old", 6, FakeKernel())])
+    going = Leftovers(olds, old.ledger, old.lines.append, old.told.append)
+    assert going.step(0.0) == 100.0
+    assert device.state
+    assert going.step(100.0) is None
+    assert (old.kernel.state, device.state) == ({}, {})
+
+
 def test_what_both_modes_have_stays() -> None:
     """A table that the new mode has made its own is not the old one's any more."""
     old = Old()
