@@ -331,3 +331,86 @@ def counts(line: str) -> tuple[int, int]:
     """Connections made and failed, of a line like ``10.96.0.1:80: 12 connections, 0 failed``."""
     words = line.split()
     return int(words[1]), int(words[3])
+
+
+ECHO = """
+import socket, threading
+def serve(address):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind((address, 5353))
+        while True:
+            _, sender = one.recvfrom(100)
+            one.sendto(address.encode(), sender)
+for address in ("192.0.2.11", "192.0.2.12"):
+    threading.Thread(target=serve, args=(address,)).start()
+print("up", flush=True)
+"""
+#: A client with one source port: to the kernel all of it is one flow. Ends when the answer is the expected one.
+CLIENT = """
+import socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    one.bind(("192.0.2.1", 4000))
+    one.settimeout(0.2)
+    for _ in range(150):
+        try:
+            one.sendto(b"?", (sys.argv[1], int(sys.argv[2])))
+            if one.recv(100).decode() == sys.argv[3]:
+                sys.exit(0)
+        except OSError:
+            pass
+        time.sleep(0.2)
+sys.exit("never answered by " + sys.argv[3])
+"""
+DNS = """
+apiVersion: v1
+kind: Service
+metadata: {{name: dns, namespace: shop}}
+spec:
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10]
+  ipFamilies: [IPv4]
+  type: NodePort
+  ports: [{{name: dns, port: 53, protocol: UDP, nodePort: 30053}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: dns-1, namespace: shop, labels: {{kubernetes.io/service-name: dns}}}}
+addressType: IPv4
+ports: [{{name: dns, port: 5353, protocol: UDP}}]
+endpoints: [{endpoints}]
+"""
+
+
+@pytest.mark.acceptance(69, 85, 86)
+def test_udp_clients_and_new_addresses(node: Node) -> None:
+    """Through both processes: a UDP client with one source port is served once there is an endpoint, follows its
+    replacement, and reaches the node port on an address that the node got just now."""
+
+    def endpoints(*addresses: str) -> None:
+        each = [f"{{addresses: [{address}], conditions: {{ready: true}}}}" for address in addresses]
+        new = node.folder / "dns.new"
+        new.write_text(DNS.format(endpoints=", ".join(each)))
+        new.rename(node.folder / "files" / "dns.yaml")
+
+    def answered(address: str, port: int, by: str) -> None:
+        done = node.run([sys.executable, "-c", CLIENT, address, str(port), by])
+        assert done.returncode == 0, done.stderr
+
+    node.sh("ip address add 192.0.2.11/32 dev lo && ip address add 192.0.2.12/32 dev lo")
+    node.sh("ip route add 10.96.0.0/16 dev eth0")
+    node.background(ECHO)
+    endpoints()
+    running = node.start(more=("--set", "node_port_addresses=192.0.2.0/24,198.51.100.0/24"))
+    try:
+        early = node.popen([sys.executable, "-c", CLIENT, "10.96.0.10", "53", "192.0.2.11"])
+        endpoints("192.0.2.11")
+        assert early.wait(60) == 0
+        endpoints("192.0.2.12")
+        answered("10.96.0.10", 53, "192.0.2.12")
+        node.sh("ip address add 198.51.100.1/24 dev eth0")
+        answered("198.51.100.1", 30053, "192.0.2.12")
+        endpoints("192.0.2.11")
+        answered("198.51.100.1", 30053, "192.0.2.11")
+        assert 'deleted_entries_total{ip_family="IPv4"} 0.0' not in node.get("http://127.0.0.1:10249/metrics")
+    finally:
+        stop(running)

@@ -54,6 +54,7 @@ class FamilyEngine:
         difference = self.compiler.update(change, host)
         if difference.place is not None:
             self.programmer.move(difference.place)
+            self.sweep.moved()
         self.programmer.change(
             {key: new for key, (_, new) in difference.frontends.items()},
             change.lists,

@@ -50,6 +50,10 @@ class Sweep:
                 else:
                     self._gone.discard(key)
 
+    def moved(self) -> None:
+        """The node has other addresses: flows to a new one went elsewhere until now."""
+        self._due = True
+
     def run(
         self, frontends: Mapping[FrontendKey, Frontend], place: Place, now: Callable[[], float]
     ) -> Swept | None:
