@@ -68,6 +68,7 @@ _FLAGS = (
     "masquerade_all",
     "strict_source_ranges",
     "allow_node_addresses",
+    "silent_arp",
     "strict_arp",
     "adopt",
     "beside_kube_proxy",
@@ -87,7 +88,9 @@ class AgentSettings:
     node_name: str = ""
     #: For a node without a Node object (file discovery); what the Node object says wins.
     zone: str = ""
+    #: For a node without a Node object: its addresses, the one it talks from first.
     node_addresses: tuple[str, ...] = ()
+    #: For a node without a Node object: networks of the pods on it.
     pod_cidrs: tuple[str, ...] = ()
     #: Families to program, each on its own.
     families: tuple[int, ...] = (4, 6)
@@ -113,6 +116,7 @@ class AgentSettings:
     listen_addresses: tuple[str, ...] = ()
 
     # -- masquerade ------------------------------------------------------------------------------------------------
+    #: Replace the source address of everything that goes to a ClusterIP.
     masquerade_all: bool = False
     masquerade_bit: int = 14  #: kube-proxy's, so that CNI plugins that know 0x4000 know us
     #: How traffic of pods is told from other traffic to a ClusterIP: by the node's own podCIDRs, by cluster_cidrs, or
@@ -135,6 +139,8 @@ class AgentSettings:
     # -- node ports and addresses ----------------------------------------------------------------------------------
     #: CIDRs of host addresses that answer node ports; none: the node's own address; 0.0.0.0/0, ::/0: all of them.
     node_port_addresses: tuple[str, ...] = ()
+    #: How virtual addresses become the node's own in mode ipvs: local routes, or addresses of the device meshlib0 (for
+    #: container networks that look for addresses on devices).
     vip_binding: VipBinding = "anyip"
     #: What says in mode ipvs what virtual servers cannot: drop, masquerade, source ranges, exact affinity. none:
     #: nothing does, and a Service that needs it is served without; for kernels whose nf_tables lacks these families.
@@ -142,6 +148,8 @@ class AgentSettings:
     #: Where mode ipvs has private virtual servers, which nobody else may use: IPv4, /8 or larger. Clusters that number
     #: their pods out of 240.0.0.0/4 give another part of it.
     private_cidr: str = "240.0.0.0/4"
+    #: No answer to ARP for virtual addresses that no device has (mode ipvs, with the nftables companion).
+    silent_arp: bool = True
     strict_arp: bool = False  #: arp_ignore/arp_announce for the whole host: breaks some CNI plugins
     exclude_cidrs: tuple[str, ...] = ()  #: virtual servers here are never touched: a fence beside the ledger
     adopt: bool = False  #: take over a foreign virtual server that equals a wanted one
@@ -154,7 +162,7 @@ class AgentSettings:
     drain_seconds: float = 900.0
     #: Largest share of all frontends that may go at once; more waits for `confirmations` further complete lists.
     panic_share: float = 0.5
-    confirmations: int = 2
+    confirmations: int = 2  #: complete lists of the source that a large removal has to outlive
 
     # -- kernel timeouts and tables --------------------------------------------------------------------------------
     # Seconds; 0 leaves the kernel's own (900, 120, 300). They are the host's, so only on request.
