@@ -61,6 +61,7 @@ def makers(
     def transactions() -> TransactionSocket:
         return TransactionSocket(make)
 
+    quiet = settings.silent_arp and settings.companion == "nftables"
     seconds = (settings.tcp_timeout, settings.tcp_fin_timeout, settings.udp_timeout)
 
     def ipvs(family: int) -> Backend:
@@ -72,6 +73,7 @@ def makers(
             excluded=settings.exclude_cidrs,
             companion=beside if settings.companion == "nftables" else None,
             private=private,
+            arp=transactions if family == 4 and quiet else None,
             timeouts=Timeouts(*map(ceil, seconds)),
             connect=connector(make),
         )

@@ -52,6 +52,9 @@ class FamilyEngine:
     def take(self, change: ClusterChange, host: Host | None, now: float) -> DesiredChange:
         """Compile, and hand the difference to the programmer."""
         difference = self.compiler.update(change, host)
+        if host is not None:
+            # What devices have is not ours any more, and what they had may be missing now.
+            self.programmer.distrust()
         if difference.place is not None:
             self.programmer.move(difference.place)
             self.sweep.moved()
@@ -180,8 +183,11 @@ class NodeEngine:
             at = self.leftovers.step(self._now())
             if at is None:
                 self.leftovers = None
-            else:
-                times.append(at)
+                # What stood in the way of an object of ours may be gone: addresses of a device, for one.
+                for engine in self.families.values():
+                    engine.programmer.look_again(self._now())
+                at = self._now()
+            times.append(at)
         return min(times, default=None)
 
     def pause(self, paused: bool) -> None:

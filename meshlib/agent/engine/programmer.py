@@ -106,6 +106,15 @@ class Programmer:
         if self.planner.pending or not self._audited:
             self.pace.want(now)
 
+    def distrust(self) -> None:
+        """Somebody may have changed the kernel: the next write reads it first."""
+        self._audited = False
+
+    def look_again(self, now: float) -> None:
+        """The next write reads the kernel first, and is due: something was changed there that is not in a plan."""
+        self._audited = False
+        self.pace.want(now)
+
     def preview(self) -> Plan:
         """What the next write would do; nothing is changed. Read the kernel first (``audit``) for the whole truth."""
         return self.planner.plan()

@@ -293,3 +293,20 @@ def test_the_node_moves() -> None:
     programmer.move(type(PLACE)(family=4, node_addresses=("192.0.2.9",)))
     programmer.write(1.0)
     assert {(operation.verb, operation.key.kind) for operation in kernel.log} == {(Verb.SET, "route")}
+
+
+@pytest.mark.acceptance(98)
+def test_after_news_of_the_host_the_kernel_is_read_again() -> None:
+    """What an address that came or went took along is mended now, not with the next audit."""
+    kernel = FakeKernel()
+    programmer = agent(kernel, Disk())
+    want(programmer, A)
+    programmer.write(0.0)
+    lost = next(key for key in kernel.state if key.kind == "route")
+    value = kernel.state.pop(lost)
+    programmer.distrust()
+    programmer.change({}, 1, 10.0)
+    due = programmer.pace.next(10.0)
+    assert due is not None
+    assert programmer.write(max(due, 10.0)).ok
+    assert kernel.state[lost] == value

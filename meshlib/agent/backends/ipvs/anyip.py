@@ -37,6 +37,8 @@ class AnyIp:
         # Addresses that somebody else (a device, another route) makes local, with the value that was wanted: they are
         # as good as programmed, and never removed.
         self._held: dict[str, str] = {}
+        #: Addresses that somebody else makes local, as of the last look.
+        self.elsewhere: frozenset[str] = frozenset()
 
     @property
     def held(self) -> frozenset[str]:
@@ -63,6 +65,7 @@ class AnyIp:
     def dump(self, family: int) -> Objects:
         """Our routes, and those of others that stand for one of ours. Raises OSError."""
         ours, others = self._routes(family)
+        self.elsewhere = frozenset(others)
         for address in [each for each in self._held if (":" in each) == (family == 6)]:
             if address not in others:
                 del self._held[address]
@@ -99,6 +102,7 @@ class AnyIp:
         for each in there:
             if str(each.key.name) not in ours:
                 self._held[str(each.key.name)] = each.value
+                self.elsewhere |= {str(each.key.name)}
         refusals = self._open().batch([_request(each._replace(verb=Verb.SET)) for each in corrected])
         return [failed(corrected[index], refusal) for index, refusal in refusals.items()]
 

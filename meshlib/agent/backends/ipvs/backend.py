@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from typing import Any, Literal
@@ -15,8 +16,10 @@ from meshlib.agent.backends.ipvs.part import Companion, Part
 from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.backends.ipvs.probe import probe
 from meshlib.agent.backends.ipvs.servers import Servers
+from meshlib.agent.backends.ipvs.silence import Silence
 from meshlib.agent.backends.ipvs.timeouts import NamespaceTimeouts
 from meshlib.agent.backends.ipvs.words import words
+from meshlib.agent.backends.nftables.transaction import TransactionSocket
 from meshlib.agent.desired import Frontend, Hairpin, Place
 from meshlib.agent.netlink.ipvs import Timeouts
 from meshlib.agent.netlink.socket import NetlinkSocket
@@ -30,7 +33,8 @@ class IpvsBackend:
     Local, the host's ports behind a virtual address. Without one those are not there. ``private``: where the companion
     leads sources on this node (the same object as the companion's own). ``drain_seconds``: how long
     a removed endpoint keeps its connections. ``excluded``: networks whose virtual servers are never touched.
-    ``timeouts``: of the whole namespace, where others than the kernel's own are asked for.
+    ``timeouts``: of the whole namespace, where others than the kernel's own are asked for. ``arp``: where ARP for
+    virtual addresses is not to be answered; opens the sockets for it. Only for family 4.
     """
 
     name = "ipvs"
@@ -44,6 +48,7 @@ class IpvsBackend:
         companion: Companion | None = None,
         private: PrivateAddresses | None = None,
         timeouts: Timeouts | None = None,
+        arp: Callable[[], TransactionSocket] | None = None,
         connect: Callable[[int], NetlinkSocket] = NetlinkSocket,
     ) -> None:
         private = private if companion is not None else None
@@ -57,6 +62,10 @@ class IpvsBackend:
         self.binding: AnyIp | Dummy = bind(connect, private)
         self._companion = companion
         self._parts: tuple[Part, ...] = (self.binding, self.servers)
+        self._silence: Silence | None = None
+        if arp is not None:
+            self._silence = Silence(arp, lambda: self.binding.elsewhere)
+            self._parts += (self._silence,)
         if timeouts is not None and any(timeouts):
             self._parts += (NamespaceTimeouts(self._kernel, timeouts),)
         if companion is not None:
@@ -69,9 +78,16 @@ class IpvsBackend:
         return tuple(self._owner)
 
     def probe(self) -> Probe:
-        """Makes a virtual server of each family, reads it back and removes it, and asks the companion. Raises
-        nothing."""
+        """Makes a virtual server of each family, reads it back and removes it, and asks the companion. Where the kernel
+        cannot be silent to ARP, it is done without from here on, and said so. Raises nothing."""
         found = probe(self._connect)
+        if self._silence is not None and (why := self._silence.lacking()):
+            self._parts = tuple(part for part in self._parts if part is not self._silence)
+            self._owner = {kind: part for part in self._parts for kind in part.kinds}
+            self._silence = None
+            found = dataclasses.replace(
+                found, reason=f"{found.reason}; ARP for virtual addresses is answered ({why})"
+            )
         if self._companion is None or not found.usable:
             return found
         beside = self._companion.probe()

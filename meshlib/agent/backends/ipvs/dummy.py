@@ -39,6 +39,8 @@ class Dummy:
         self._private = private
         self._socket: NetlinkSocket | None = None
         self._held: set[str] = set()  # wanted addresses that another device has
+        #: Addresses of other devices, as of the last look.
+        self.elsewhere: frozenset[str] = frozenset()
 
     def fixed(self, place: Place) -> Objects:
         """The device."""
@@ -63,6 +65,7 @@ class Dummy:
         if number is not None:
             found[_KEY] = None
         here, elsewhere = self._addresses(family, number)
+        self.elsewhere = frozenset(elsewhere)
         self._held -= {
             each for each in self._held if (":" in each) == (family == 6) and each not in elsewhere
         }
@@ -94,6 +97,7 @@ class Dummy:
             return [failed(each, missing) for each in plan if each.verb is not Verb.REMOVE]
         family = 6 if ":" in str(plan[0].key.name) else 4
         _, elsewhere = self._addresses(family, number)
+        self.elsewhere = frozenset(elsewhere)
         there = [each for each in plan if each.verb is not Verb.REMOVE and each.key.name in elsewhere]
         self._held.update(str(each.key.name) for each in there)
         rest = [each for each in plan if each not in there]

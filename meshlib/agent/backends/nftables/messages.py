@@ -39,7 +39,9 @@ _NEW_ELEMENT, _GET_ELEMENT, _DEL_ELEMENT = 12, 13, 14
 _GET_GENERATION = 16
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_FAMILY = {4: 2, 6: 10}
+#: The family of tables that see ARP, beside 4 and 6: its number on Ethernet.
+ARP = 0x0806
+_FAMILY = {4: 2, 6: 10, ARP: 3}
 
 # Flags of sets.
 INTERVAL, MAP, TIMEOUT, DYNAMIC, CONCATENATED = 0x4, 0x8, 0x10, 0x20, 0x80
