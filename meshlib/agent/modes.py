@@ -31,9 +31,11 @@ class Chosen:
 def choose(mode: str, families: tuple[int, ...], makers: Mapping[str, Make]) -> Chosen:
     """Try ``mode``, or with "auto" one after the other. Raises NoBackend. Costs some milliseconds per attempt.
 
-    A family that the kernel does not have at all (IPv6 switched off) is left out, as long as one is left.
+    A family that the kernel does not have at all (IPv6 switched off) is left out, as long as one is left. "auto" takes
+    a mode that lacks something only where no other works.
     """
     probes: dict[str, Probe] = {}
+    second: Chosen | None = None
     for name in AUTO if mode == "auto" else (mode,):
         make = makers.get(name)
         if make is None:
@@ -43,9 +45,14 @@ def choose(mode: str, families: tuple[int, ...], makers: Mapping[str, Make]) -> 
         tried = {family: backend.probe() for family, backend in backends.items()}
         usable = {family: backends[family] for family, probe in tried.items() if family in _families(probe)}
         reasons = "; ".join(dict.fromkeys(probe.reason for probe in tried.values()))
-        probes[name] = Probe(bool(usable), reasons, tuple(usable))
-        if usable:
+        complete = all(tried[family].complete for family in usable)
+        probes[name] = Probe(bool(usable), reasons, tuple(usable), complete)
+        if usable and (complete or mode != "auto"):
             return Chosen(name, usable, probes)
+        if usable and second is None:
+            second = Chosen(name, usable, probes)
+    if second is not None:
+        return second
     told = "\n".join(f"  {name}: {probe.reason}" for name, probe in probes.items())
     hint = "" if mode == "auto" else "\nAn explicit mode never falls back; `mode: auto` would try others."
     raise NoBackend(f"this node's kernel cannot be programmed:\n{told}{hint}")

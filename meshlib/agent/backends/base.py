@@ -21,6 +21,7 @@ class Probe:
     usable: bool
     reason: str  #: why not, and what to do about it; where usable, versions of what was found
     families: tuple[int, ...] = (4, 6)
+    complete: bool = True  #: False: parts of the specification are not there, and ``reason`` names them
 
 
 class Backend(Protocol):

@@ -131,7 +131,7 @@ class _Compilation:
                     if each.node == node:
                         hairpins.add(Hairpin(each.address, port.protocol, each.port))
             external = found[Path.EXTERNAL]
-            if not external.terminating_fallback:
+            if service.health_check_node_port and not external.terminating_fallback:
                 healthy.update(each.address for each in external.endpoints)
         self._foreign_slices()
         return Part(

@@ -43,6 +43,8 @@ def test_the_probe_finds_both_families_and_leaves_nothing(space: Space) -> None:
     probe = IpvsBackend().probe()
     assert probe.usable, probe.reason
     assert probe.families == (4, 6)
+    assert not probe.complete
+    assert "without a companion" in probe.reason
     assert "1.2.1" in probe.reason
     assert Node().services() == {}
     assert Node(family=6).services() == {}

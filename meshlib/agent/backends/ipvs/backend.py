@@ -25,6 +25,12 @@ from meshlib.agent.netlink.ipvs import Timeouts
 from meshlib.agent.netlink.socket import NetlinkSocket
 from meshlib.agent.objects import Failed, ObjectKey, Objects, Plan
 
+#: What nobody does where there is no companion.
+_ALONE = (
+    "without a companion: what is to be dropped is refused, nothing is masqueraded, source ranges and exact affinity "
+    "are ignored, and externalTrafficPolicy Local holds for this node's own pods too"
+)
+
 
 class IpvsBackend:
     """One family's backend (see ``meshlib.agent.backends.base.Backend``); two families take two of them.
@@ -88,11 +94,16 @@ class IpvsBackend:
             found = dataclasses.replace(
                 found, reason=f"{found.reason}; ARP for virtual addresses is answered ({why})"
             )
-        if self._companion is None or not found.usable:
+        if not found.usable:
             return found
+        if self._companion is None:
+            return dataclasses.replace(found, reason=f"{found.reason}; {_ALONE}", complete=False)
         beside = self._companion.probe()
         families = tuple(each for each in found.families if each in beside.families)
-        return Probe(beside.usable and bool(families), f"{found.reason}; beside it {beside.reason}", families)
+        hint = "" if beside.usable else " (`companion: none` does without, and says what is missing)"
+        return Probe(
+            beside.usable and bool(families), f"{found.reason}; beside it {beside.reason}{hint}", families
+        )
 
     def fixed(self, place: Place) -> Objects:
         """What is there whatever the frontends are."""
