@@ -38,18 +38,19 @@ class Needed:
 
 def needed(settings: AgentSettings, kernel: tuple[int, int], cores: int) -> Needed:
     """For these settings on this kernel with so many processors. Pure."""
+    if settings.mode == "userspace":
+        return Needed((), {})
     modules: list[str] = ["nf_conntrack"]
     found: dict[str, str] = {}
     if settings.mode in ("auto", "ipvs"):
         schedulers = dict.fromkeys(("rr", "wrr", settings.scheduler))
         modules += ["ip_vs", *(f"ip_vs_{name}" for name in schedulers)]
         found |= sysctls.wanted(kernel, settings.families, strict_arp=settings.strict_arp)
-    if settings.mode != "userspace":
-        modules += _TABLE
-        if 4 in settings.families:
-            found["net.ipv4.ip_forward"] = "1"
-        if 6 in settings.families:
-            found["net.ipv6.conf.all.forwarding"] = "1"
+    modules += _TABLE
+    if 4 in settings.families:
+        found["net.ipv4.ip_forward"] = "1"
+    if 6 in settings.families:
+        found["net.ipv6.conf.all.forwarding"] = "1"
     floors: dict[str, int] = {}
     if settings.conntrack_max_per_core or settings.conntrack_min:
         floors["net.netfilter.nf_conntrack_max"] = max(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import subprocess
@@ -9,12 +10,21 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from meshlib.agent.assembly import kubernetes_settings
+from meshlib.agent.engine.node import NodeEngine
+from meshlib.agent.facts import Host
 from meshlib.agent.load import load_settings
+from meshlib.agent.settings import AgentSettings
+from meshlib.cli.agent.offline import _fill
 from meshlib.cli.app import meshlib
+from meshlib.model.cluster import ClusterChange
+from meshlib.model.service import ServiceKey
+from tests.components.kube import KubeCluster
 from tests.components.process import NotAvailable, leave_out, program
 
 ROOT = Path(__file__).parents[2]
@@ -185,3 +195,49 @@ def test_every_alert_has_a_paragraph() -> None:
     """Whoever is woken finds what it means and what to do under its name."""
     headings = set(re.findall(r"^\*\*(Meshlib\w+)\*\*", PAGE.read_text(), re.MULTILINE))
     assert headings == set(alert_names())
+
+
+@pytest.mark.kube
+def test_a_real_api_server_takes_it(
+    kube_v1: KubeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It accepts every object; the ServiceAccount's rights are enough for the agent's source, and no more than that."""
+    documents = list(yaml.safe_load_all(printed("--set", "mode=nftables")))
+    for each in documents:
+        if each["kind"] == "DaemonSet":
+            kube_v1.request("POST", "/apis/apps/v1/namespaces/kube-system/daemonsets", each)
+        else:
+            kube_v1.apply(each)
+    kube_v1.create_node("node-1", ip="192.0.2.1")
+    kube_v1.create_namespace("shop")
+    web = {"ports": [{"name": "http", "port": 80}], "clusterIP": "10.96.7.7"}
+    kube_v1.apply(
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"}, "spec": web}
+    )
+    token = kube_v1.service_account("kube-system", "meshlib-agent")
+    monkeypatch.setenv("KUBECONFIG", str(kube_v1.write_kubeconfig(tmp_path / "config", token)))
+    options = AgentSettings(node_name="node-1")
+    told: list[ClusterChange | Host] = []
+
+    class Recorder(NodeEngine):
+        def __init__(self) -> None:
+            pass
+
+        def tell(self, news: ClusterChange | Host) -> None:
+            told.append(news)
+
+        def take(self) -> None:
+            pass
+
+    asyncio.run(_fill(Recorder(), kubernetes_settings(options), options, None, 30.0))
+    (change,) = told[:1]
+    assert isinstance(change, ClusterChange)
+    assert change.complete
+    assert ServiceKey("shop", "web") in change.services
+    assert change.node is not None
+    assert change.node.addresses == ("192.0.2.1",)
+    with httpx.Client(base_url=kube_v1.url, verify=False) as client:
+        client.headers["Authorization"] = f"Bearer {token}"
+        assert client.get("/api/v1/nodes").status_code == 200
+        assert client.get("/api/v1/secrets").status_code == 403
+        assert client.delete("/api/v1/namespaces/shop/services/web").status_code == 403

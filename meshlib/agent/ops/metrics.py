@@ -48,7 +48,8 @@ class Metrics:
         self._wall = wall
         self._registry = registry = CollectorRegistry()
         self._dropping: dict[tuple[int, FrontendKey], str] = {}
-        self._pending: Count[str] = Count()
+        self._drops: Count[str] = Count()  # of the above, by policy; read while the worker writes
+        self._pending: dict[int, Count[str]] = {}
         self._audited: set[str] = set()
 
         def histogram(name: str, text: str, buckets: Iterable[float] = _SYNC) -> Histogram:
@@ -113,7 +114,7 @@ class Metrics:
         )
         self._sweep_failures = counter(f"{own}sweep_failures", "Looks for stale flows that failed.")
         self._departed = counter(f"{own}leftovers_removed", "Objects of other modes that went.", ("mode",))
-        registry.register(_State(chosen, status, self._dropping, self._pending))
+        registry.register(_State(chosen, status, self._drops, self._waiting))
 
     def page(self) -> bytes:
         """All of it, as text."""
@@ -149,7 +150,7 @@ class Metrics:
             self._programming.labels(family).observe(seconds)
         if written.ok:
             self._last.labels(family).set(self._wall())
-            self._pending.clear()
+            self._pending[step.family] = Count()
         else:
             self._failures.labels(family).inc()
             if self._sync_failures is not None:
@@ -158,15 +159,17 @@ class Metrics:
     def change(self, family: int, change: DesiredChange) -> None:
         """What will have to be written."""
         self._queued.set(self._wall())
-        label = f"IPv{family}"
+        label, pending = f"IPv{family}", self._pending.setdefault(family, Count())
         for key, (old, new) in change.frontends.items():
             what = _what(old, new)
             self._changes[what].labels(label).inc()
-            self._pending[what] += 1
+            pending[what] += 1
+            before = self._dropping.pop((family, key), None)
+            if before is not None:
+                self._drops[before] -= 1
             if new is not None and new.route.action is Action.DROP:
-                self._dropping[family, key] = _policy(new)
-            else:
-                self._dropping.pop((family, key), None)
+                self._dropping[family, key] = policy = _policy(new)
+                self._drops[policy] += 1
 
     def probe(self, path: str, code: int) -> None:
         """A health page was asked for."""
@@ -178,6 +181,9 @@ class Metrics:
         """Something of another mode went."""
         self._departed.labels(departed.mode).inc(departed.removed)
         self._count_failures(f"IPv{departed.family}", departed.failed)
+
+    def _waiting(self, what: str) -> int:
+        return sum(pending[what] for pending in list(self._pending.values()))
 
     def _count_failures(self, family: str, failed: Iterable[Failed]) -> None:
         for number, count in Count(failure.errno for failure in failed).items():
@@ -191,13 +197,13 @@ class _State(Collector):
         self,
         chosen: Chosen,
         status: Callable[[], Status],
-        dropping: dict[tuple[int, FrontendKey], str],
-        pending: Count[str],
+        drops: Count[str],
+        waiting: Callable[[str], int],
     ) -> None:
         self._chosen = chosen
         self._status = status
-        self._dropping = dropping
-        self._pending = pending
+        self._drops = drops
+        self._waiting = waiting
 
     def collect(self) -> Iterator[Metric]:
         status = self._status()
@@ -216,16 +222,15 @@ class _State(Collector):
             yield GaugeMetricFamily(
                 f"kubeproxy_sync_proxy_rules_{what}_changes_pending",
                 "Changed frontends that are not in the kernel yet.",
-                self._pending[what],
+                self._waiting(what),
             )
         dropping = GaugeMetricFamily(
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
             "Frontends that drop because a Local policy finds no endpoint on this node.",
             labels=("traffic_policy",),
         )
-        counts = Count(tuple(self._dropping.values()))
         for policy in ("internal", "external"):
-            dropping.add_metric([policy], counts[policy])
+            dropping.add_metric([policy], self._drops[policy])
         yield dropping
         yield from _flags(status)
         yield from _families(status)

@@ -26,9 +26,11 @@ NODE_PORTS = (30000, 32767)
 _PREPARE = "meshlib agent prepare   # as root, once per boot; the DaemonSet does it in its init container"
 
 
-def check_rights() -> Iterator[Finding]:
+def check_rights(settings: AgentSettings) -> Iterator[Finding]:
     """The one capability that the agent needs."""
-    if capabilities() >> NET_ADMIN & 1:
+    if settings.mode == "userspace":
+        yield ok("rights", "mode userspace needs none")
+    elif capabilities() >> NET_ADMIN & 1:
         yield ok("rights", "CAP_NET_ADMIN is there")
     else:
         yield lack(

@@ -28,7 +28,7 @@ def command(file: Path | None, flags: tuple[str, ...], state: Path, output: str)
     """
     options = settings(file, flags).settings
     findings: list[Finding] = [
-        *checks.check_rights(),
+        *checks.check_rights(options),
         *checks.check_modes(options),
         *checks.check_settings(options),
         *checks.check_ports(options),

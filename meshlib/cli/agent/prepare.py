@@ -47,7 +47,7 @@ def command(file: Path | None, flags: tuple[str, ...], state: Path, dry_run: boo
         click.echo(f"{name}: this kernel does not have it (its module is not loaded, or the family is off)")
     for name, value in todo.items():
         click.echo(f"{name}: {there[name]} -> {value}")
-    if dry_run:
+    if dry_run or not todo:
         raise SystemExit(OK)
     try:
         ledger = LedgerFile(state / LEDGER)

@@ -85,7 +85,12 @@ def test_a_life() -> None:
     assert counted["kubeproxy_conntrack_reconciler_deleted_entries_total", (four,)] == 1
     assert counted["meshlib_agent_drift_total", (four, ("what", "missing"))] == 0
     assert counted["kubeproxy_sync_proxy_rules_last_timestamp_seconds", (four,)] == 5000.0
+    world.engine.pause(True)
     world.tell(facts("10.1.0.2"))
+    assert samples(metrics)["kubeproxy_sync_proxy_rules_endpoint_changes_pending", ()] == 1
+    world.engine.pause(False)
+    world.engine.step()
+    assert samples(metrics)["kubeproxy_sync_proxy_rules_endpoint_changes_pending", ()] == 0
     assert samples(metrics)["kubeproxy_sync_proxy_rules_endpoint_changes_total", (four,)] == 1
     # Somebody removes an object: the next audit finds and mends it.
     gone = next(key for key in world.kernel.state if key.kind == "destination")
