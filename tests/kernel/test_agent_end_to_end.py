@@ -46,11 +46,14 @@ def start(
     running: list[Any] = []
 
     def make(kube: Any, in_cluster: tuple[str, int] | None = None, **settings: Any) -> AgentProcess:
+        forget_others(kube)
         relay = Relay(lab.network.spaces["node"], kube.port, "127.0.0.1", NODE)
         running.append(relay.__enter__())
         if in_cluster is None:
             config = kube.write_kubeconfig(folder / "kubeconfig")
-            agent = AgentProcess(lab, folder, env={"KUBECONFIG": str(config)}, **settings)
+            agent = AgentProcess(
+                lab.network.spaces["node"], folder, env={"KUBECONFIG": str(config)}, **settings
+            )
         else:
             env = dict(
                 zip(("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"), map(str, in_cluster), strict=True)
@@ -63,7 +66,7 @@ def start(
             there = "/run/secrets/kubernetes.io/serviceaccount"
             # As a container has it: a /run of the process's own.
             prepare = f"mount -t tmpfs tmpfs /run; mkdir -p {there}; cp {account}/* {there}"
-            agent = AgentProcess(lab, folder, env=env, prepare=prepare, **settings)
+            agent = AgentProcess(lab.network.spaces["node"], folder, env=env, prepare=prepare, **settings)
         running.append(agent)
         agent.start()
         return agent
@@ -71,6 +74,16 @@ def start(
     yield make
     for each in reversed(running):
         each.__exit__(None, None, None)
+
+
+def forget_others(kube: Any) -> None:
+    """Services of tests before this one go now, not while it compares rules."""
+    found = kube.request("GET", "/api/v1/namespaces")["items"]
+    leaving = {each["metadata"]["name"] for each in found if "deletionTimestamp" in each["metadata"]}
+    for service in kube.request("GET", "/api/v1/services")["items"]:
+        namespace, name = service["metadata"]["namespace"], service["metadata"]["name"]
+        if namespace in leaving:
+            kube.client.delete(f"/api/v1/namespaces/{namespace}/services/{name}")
 
 
 def nodes(kube: Any) -> None:
@@ -159,7 +172,7 @@ def test_a_rolling_update_of_twenty_pods_fails_no_connection(
         web = shop(kube, ns, *old)
         kube.wait_endpoints(ns, "web", old)
         agent = start(kube)
-        with Load(lab, web.everywhere) as load:
+        with Load(lab.probe, web.everywhere) as load:
             load.more()
             for first in range(0, 20, 5):
                 coming, going = new[first : first + 5], old[first : first + 5]
@@ -196,7 +209,7 @@ def test_the_agent_killed_and_restarted_under_load(
     agent = start(kube)
     with lab.flow("p1", web.vip, 80) as pod, lab.flow("out", NODE, web.node_port) as outside:
         before = pod.ask(), outside.ask()
-        with Load(lab, web.everywhere) as load:
+        with Load(lab.probe, web.everywhere) as load:
             handles = lab.network.run("node", "nft -a list ruleset")
             for politely in (False, True, False):
                 agent.restart(politely=politely)
@@ -219,7 +232,7 @@ def test_an_api_server_that_is_gone(
     web = shop(kube, "default", POD2, FAR1)
     kube.wait_endpoints("default", "web", [POD2, FAR1])
     agent = start(kube)
-    with Load(lab, web.everywhere) as load:
+    with Load(lab.probe, web.everywhere) as load:
         load.more()
         handles = lab.network.run("node", "nft -a list ruleset")
         kube.kill_api()
@@ -258,7 +271,7 @@ def test_a_cluster_that_is_suddenly_empty(
     agent = start(kube)
     agent.daemon.wait_until(lambda: agent.family()["frontends"] >= 32)
     handles = lab.network.run("node", "nft -a list ruleset")
-    with Load(lab, web.everywhere) as load:
+    with Load(lab.probe, web.everywhere) as load:
         load.more()
         kube.kill_api()
         kube.apiserver.args.append("--etcd-prefix=/empty")
@@ -307,7 +320,7 @@ def test_the_programmer_that_dies(
     web = shop(kube, ns, POD2, FAR1)
     kube.wait_endpoints(ns, "web", [POD2, FAR1])
     agent = start(kube, sync_period=1, min_sync_period=0)
-    with Load(lab, web.everywhere) as load:
+    with Load(lab.probe, web.everywhere) as load:
         (programmer,) = agent.children()
         os.kill(programmer, signal.SIGKILL)
         wait_for(lambda: not agent.daemon.running, timeout=30, what="the agent to end")
@@ -384,7 +397,7 @@ def test_a_ledger_of_the_next_version(
     web = shop(kube, ns, POD2, FAR1)
     kube.wait_endpoints(ns, "web", [POD2, FAR1])
     agent = start(kube)
-    with Load(lab, web.everywhere) as load:
+    with Load(lab.probe, web.everywhere) as load:
         load.more()
         handles = lab.network.run("node", "nft -a list ruleset")
         agent.daemon.stop(20)

@@ -1,4 +1,4 @@
-"""``meshlib agent run`` as a process on the lab's node."""
+"""``meshlib agent run`` as a process in a network namespace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 from meshlib.agent.assembly import CONTROL, LEDGER
 from meshlib.agent.ops.control import ControlRefused, ask
 from tests.components.process import Daemon, program, wait_for
-from tests.kernel.lab.lab import Lab
 from tests.kernel.lab.net import POD_RANGE
 
 ROOT = Path(__file__).parents[3]
@@ -24,7 +23,7 @@ class AgentProcess:
 
     def __init__(
         self,
-        lab: Lab,
+        space: str,
         folder: Path,
         *options: str,
         env: Mapping[str, str] = {},
@@ -34,7 +33,7 @@ class AgentProcess:
     ) -> None:
         """``options``: of the command itself; ``prepare``: a shell command before it, in a mount namespace of its own.
         ``settings`` go through ``--set``."""
-        self._lab = lab
+        self._enter = [program("ip"), "netns", "exec", space]
         self.state = folder / "state"
         found = {"mode": "nftables", "node_name": node, "pod_cidrs": POD_RANGE, **settings}
         command = [sys.executable, "-m", "meshlib", "agent", "run", "--state", str(self.state), *options]
@@ -42,7 +41,7 @@ class AgentProcess:
             command += ["--set", f"{key}={value}"]
         if prepare:
             command = ["unshare", "-m", "sh", "-ec", f'{prepare}\nexec "$@"', "sh", *command]
-        self._args = [program("ip"), "netns", "exec", lab.network.spaces["node"], *command]
+        self._args = [*self._enter, *command]
         # Nothing of what this process was started with tells the agent where its cluster is.
         self._env = {
             **{
@@ -81,6 +80,14 @@ class AgentProcess:
             self._args, env=self._env, capture_output=True, text=True, timeout=60, check=False
         )
 
+    def cleanup(self) -> None:
+        """`meshlib agent cleanup`, with the same state; the agent itself is stopped."""
+        words = [sys.executable, "-m", "meshlib", "agent", "cleanup", "--state", str(self.state)]
+        done = subprocess.run(
+            [*self._enter, *words], env=self._env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def ask(self, command: str = "status") -> Mapping[str, Any]:
         """Over the control socket. Raises ControlRefused."""
         return asyncio.run(ask(self.state / CONTROL, command))
@@ -109,8 +116,14 @@ class AgentProcess:
         return [int(each) for each in found.split()]
 
     def rules(self) -> str:
-        """The node's tables as nft shows them."""
-        return self._lab.network.run("node", "nft list ruleset")
+        """The namespace's tables as nft shows them."""
+        return self.run("nft", "list", "ruleset")
+
+    def run(self, *command: str) -> str:
+        """A program in the agent's namespace; its output. Fails when it does."""
+        done = subprocess.run([*self._enter, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
 
     def wait_rules(self, *, have: Sequence[str] = (), lack: Sequence[str] = ()) -> None:
         """Until these texts are in the node's tables, and those are not."""

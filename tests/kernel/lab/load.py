@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from tests.components.process import wait_for
-from tests.kernel.lab.lab import Lab
 from tests.kernel.lab.prober import Answered, Outcome
 
 #: Seconds between two flows of one place: enough to meet every moment, few enough for a busy machine.
@@ -24,11 +23,15 @@ class Goal(NamedTuple):
     protocol: str = "TCP"
 
 
+#: One new flow: from a namespace, to an address, a port, of a protocol.
+Probe = Callable[[str, str, int, str], Outcome]
+
+
 class Load:
     """Runs between entering and leaving; leaving fails when a single flow was not answered."""
 
-    def __init__(self, lab: Lab, goals: Iterable[Goal]) -> None:
-        self._lab = lab
+    def __init__(self, probe: Probe, goals: Iterable[Goal]) -> None:
+        self._probe = probe
         self._goals = tuple(goals)
         self._stop = threading.Event()
         self._threads = [
@@ -63,7 +66,7 @@ class Load:
 
     def _run(self, goal: Goal) -> None:
         while not self._stop.wait(PAUSE):
-            outcome = self._lab.probe(goal.space, goal.address, goal.port, goal.protocol)
+            outcome = self._probe(*goal)
             if isinstance(outcome, Answered):
                 self.answered[outcome.endpoint] += 1
             else:

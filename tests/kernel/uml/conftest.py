@@ -1,4 +1,5 @@
-"""The tests of this folder run inside the guest, all of them in one boot; outside, their reports are told.
+"""The tests of this folder run inside the guest; outside, their reports are told. Two boots: those that use a cluster
+have one of their own, so that none waits for tests that it was not asked for.
 
 Run them like any others. A test outside is never executed there, nor are its fixtures set up.
 """
@@ -9,16 +10,23 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.components.process import NotAvailable, leave_out
+from tests.components.kube_binaries import cache_folder
+from tests.components.process import NotAvailable, leave_out, required_lanes
 from tests.kernel.uml import guest, relay
 from tests.kernel.uml.space import Space
 
+if TYPE_CHECKING:
+    from tests.components.kube import KubeCluster
+
 HERE = Path(__file__).parent
-_REPORTS = pytest.StashKey[dict[str, list[pytest.TestReport]]]()
-_TROUBLE = pytest.StashKey[Exception]()
+Reports = dict[str, list[pytest.TestReport]]
+#: By boot: whether it has a cluster.
+_REPORTS = pytest.StashKey[dict[bool, Reports]]()
+_TROUBLE = pytest.StashKey[dict[bool, Exception]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,17 +50,19 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 
 
 def _reports(item: pytest.Item) -> Sequence[pytest.TestReport]:
-    stash = item.session.stash
-    if _REPORTS not in stash:
-        stash[_REPORTS] = {}
+    done = item.session.stash.setdefault(_REPORTS, {})
+    troubles = item.session.stash.setdefault(_TROUBLE, {})
+    boot = _with_cluster(item)
+    if boot not in done:
+        done[boot] = {}
         try:
-            stash[_REPORTS] = _run(item.session)
+            done[boot] = _run(item.session, boot)
         except (NotAvailable, guest.GuestFailed) as error:
-            stash[_TROUBLE] = error
-    reports = stash[_REPORTS].get(item.nodeid)
+            troubles[boot] = error
+    reports = done[boot].get(item.nodeid)
     if reports:
         return reports
-    trouble = stash.get(_TROUBLE, guest.GuestFailed("the guest told nothing about this test"))
+    trouble = troubles.get(boot, guest.GuestFailed("the guest told nothing about this test"))
 
     def explain() -> None:
         if isinstance(trouble, NotAvailable):
@@ -63,9 +73,14 @@ def _reports(item: pytest.Item) -> Sequence[pytest.TestReport]:
     return [item.ihook.pytest_runtest_makereport(item=item, call=call)]
 
 
-def _run(session: pytest.Session) -> dict[str, list[pytest.TestReport]]:
+def _with_cluster(item: pytest.Item) -> bool:
+    return "kube" in getattr(item, "fixturenames", ())
+
+
+def _run(session: pytest.Session, boot: bool) -> Reports:
     guest.kernel()
-    names = [item.nodeid for item in session.items if HERE in item.path.parents]
+    mine = [item for item in session.items if HERE in item.path.parents and _with_cluster(item) is boot]
+    names = [item.nodeid for item in mine]
     # Not under /tmp, which the guest has for itself.
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="meshlib-guest-") as name:
         folder = Path(name)
@@ -76,10 +91,12 @@ def _run(session: pytest.Session) -> dict[str, list[pytest.TestReport]]:
         # Failed tests are told by their reports; anything else that goes wrong is the guest's trouble.
         words = ["sh", "-c", '"$@"; code=$?; [ $code -le 1 ]', "sh", *command]
         try:
-            guest.run(words, folder, env={relay.VARIABLE: str(lines)}, timeout=540)
+            env = {relay.VARIABLE: str(lines), "XDG_CACHE_HOME": str(cache_folder().parents[2])}
+            env["MESHLIB_REQUIRE"] = ",".join(required_lanes())
+            guest.run(words, folder, env=env, memory=3072 if boot else 1024, timeout=540)
         except guest.GuestFailed as error:
-            session.stash[_TROUBLE] = error
-        found: dict[str, list[pytest.TestReport]] = {}
+            session.stash[_TROUBLE][boot] = error
+        found: Reports = {}
         for line in lines.read_text().splitlines():
             report = session.config.hook.pytest_report_from_serializable(
                 config=session.config, data=json.loads(line)
@@ -97,3 +114,17 @@ def space() -> Iterator[Space]:
         yield made
     while OPEN:
         OPEN.pop().close()
+
+
+@pytest.fixture(scope="session")
+def kube() -> Iterator[KubeCluster]:
+    """A real API server with its controllers, in the guest."""
+    from tests.components.kube import KubeCluster
+
+    try:
+        cluster = KubeCluster("v1beta1")
+    except NotAvailable as error:
+        leave_out("kube", error)
+        raise
+    with cluster:
+        yield cluster
