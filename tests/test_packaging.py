@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # import name → distribution, where they differ
 DISTRIBUTIONS = {"dns": "dnspython", "grpc": "grpcio", "yaml": "pyyaml", "httpcore": "httpx"}
 # Imported only where an application has installed and imported it itself.
-OPTIONAL = {"httpx2", "httpcore2", "h2"}
+OPTIONAL = {"httpx2", "httpcore2", "h2", "prometheus_client"}
 
 
 @pytest.fixture(scope="module")
