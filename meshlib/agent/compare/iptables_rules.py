@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_network
 
 from meshlib.agent.compare.projection import Endpoints, Projection
 from meshlib.agent.desired import FrontendKey
+from meshlib.errors import MeshError
 
 #: From here all frontends are found; node ports have a chain of their own, without addresses.
 SERVICES, NODE_PORTS = "KUBE-SERVICES", "KUBE-NODEPORTS"
@@ -22,13 +23,17 @@ _OWN, _RANGES = "KUBE-", "KUBE-FW-"
 _ASIDE = frozenset({"KUBE-MARK-MASQ", "KUBE-MARK-DROP", SERVICES, NODE_PORTS})
 
 
+class Unreadable(MeshError):
+    """Text that is not what iptables-save prints for a proxy."""
+
+
 @dataclass(slots=True)
 class _Rule:
     address: str = ""
     protocol: str = ""
     port: int = 0
     target: str = ""
-    to: str = ""
+    to: tuple[str, int] | None = None
     negated: bool = False
     from_source: bool = False
 
@@ -41,8 +46,8 @@ class _Chains:
         """What a chain may lead to. A loop ends where it began."""
         found: set[tuple[str, int]] = set()
         for rule in self.rules.get(chain, ()):
-            if rule.target == "DNAT" and rule.to:
-                found.add(_split(rule.to))
+            if rule.target == "DNAT" and rule.to is not None:
+                found.add(rule.to)
             elif self._leads_on(chain, rule) and rule.target not in seen:
                 found |= self.endpoints(rule.target, seen | {chain})
         return frozenset(found)
@@ -55,7 +60,8 @@ class _Chains:
 
 
 def project(text: str, node_addresses: Iterable[str], family: int) -> Projection:
-    """``text``: of ``iptables-save`` (or ip6tables-save), all tables. Node ports are told at ``node_addresses``."""
+    """``text``: of ``iptables-save`` (or ip6tables-save), all tables. Node ports are told at ``node_addresses``.
+    Raises Unreadable."""
     chains = _read(text)
     found: Projection = {}
     addresses = [each for each in node_addresses if ip_address(each).version == family]
@@ -78,8 +84,12 @@ def _read(text: str) -> _Chains:
     chains = _Chains()
     for line in text.splitlines():
         if line.startswith("-A KUBE-"):
-            words = shlex.split(line)
-            chains.rules.setdefault(words[1], []).append(_rule(words[2:]))
+            try:
+                words = shlex.split(line)
+                rule = _rule(words[2:])
+            except ValueError as error:
+                raise Unreadable(f"a rule that is not understood ({error}): {line!r:.200}") from None
+            chains.rules.setdefault(words[1], []).append(rule)
     return chains
 
 
@@ -104,7 +114,7 @@ def _rule(words: list[str]) -> _Rule:
             elif word in ("-j", "-g"):
                 rule.target = value
             elif word == "--to-destination":
-                rule.to = value
+                rule.to = _split(value)
         elif word == "--src-type":
             rule.from_source = True
         before = word

@@ -39,7 +39,7 @@ class Departed:
     family: int
     removed: int
     failed: tuple[Failed, ...] = ()
-    error: str = ""  #: the kernel could not be read: it does not have that mode, or does not say
+    error: str = ""  #: the kernel could not be read, or the ledger not be written
 
 
 def others(chosen: str, kept: Collection[str], backends: Iterable[tuple[str, int, Backend]]) -> list[Old]:
@@ -73,10 +73,7 @@ class Leftovers:
         self._now = 0.0
 
     def step(self, now: float) -> float | None:
-        """Do what can be done. Returns when to be called next; None: nothing is left, or nothing more can be done.
-
-        Raises OSError when the ledger cannot be written.
-        """
+        """Do what can be done. Returns when to be called next; None: nothing is left, or nothing more can be done."""
         self._now = now
         times: list[float] = []
         for runs in self._runs.values():
@@ -117,8 +114,12 @@ class Leftovers:
         failed = tuple(backend.apply(plan, self._now))
         refused = {failure.operation.key for failure in failed}
         gone = [key for key in keys if key not in refused]
-        self._record(self._ledger.disown(key for key in gone if backend.ledger_key(key) == key))
-        self._told(Departed(old.mode, old.family, len(gone), failed))
+        problem = ""
+        try:
+            self._record(self._ledger.disown(key for key in gone if backend.ledger_key(key) == key))
+        except OSError as error:  # an entry too many is harmless
+            problem = f"the ledger: {error}"
+        self._told(Departed(old.mode, old.family, len(gone), failed, problem))
         return self._now + RETRY if failed else None
 
     def _ours(self, backend: Backend, key: ObjectKey) -> bool:

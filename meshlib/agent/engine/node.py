@@ -179,7 +179,8 @@ class NodeEngine:
         if self._settled is not None and self.synced:
             self._settled()
             self._settled = None
-        if self.leftovers is not None and self.synced:
+        paused = any(engine.programmer.paused for engine in self.families.values())
+        if self.leftovers is not None and self.synced and not paused:
             at = self.leftovers.step(self._now())
             if at is None:
                 self.leftovers = None

@@ -59,16 +59,18 @@ class Sweep:
     ) -> Swept | None:
         """After a write. None: nothing was to be done, or not yet again."""
         began = now()
-        if self.forget is None or not self._due or began < self._not_before:
+        # Removals that the guard holds back are still served; their turn comes when it lets them go.
+        gone = self._gone - frontends.keys()
+        if self.forget is None or not (self._due or gone) or began < self._not_before:
             return None
         try:
-            # Removals that the guard holds back are still served.
-            forgotten = self.forget(frontends, place, self._gone - frontends.keys())
+            forgotten = self.forget(frontends, place, gone)
         except OSError as error:
+            self._due = True
             self._not_before = now() + RETRY
             return Swept(None, now() - began, str(error))
         self._due, self._not_before = False, 0.0
-        self._gone.clear()
+        self._gone -= gone
         return Swept(forgotten, now() - began)
 
     def next(self) -> float | None:

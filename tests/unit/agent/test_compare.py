@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshlib.agent.compare.iptables_rules import project
+from meshlib.agent.compare.iptables_rules import Unreadable, project
 from meshlib.agent.compare.ours import Ours, from_plain, ours, to_plain
 from meshlib.agent.compare.projection import difference
 from meshlib.agent.desired import FrontendKey, Place
@@ -79,6 +81,27 @@ def test_chains_in_a_circle() -> None:
     """Rules that lead back end the walk."""
     text = "-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp --dport 80 -j KUBE-A\n-A KUBE-A -j KUBE-B\n-A KUBE-B -j KUBE-A\n"
     assert project(text, (), 4) == {FrontendKey("TCP", "10.96.0.1", 80): frozenset()}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '-A KUBE-SVC-A --comment "torn',
+        "-A KUBE-SVC-A -d nowhere",
+        "-A KUBE-SEP-A -j DNAT --to-destination :80",
+    ],
+)
+def test_what_is_not_understood_is_told(line: str) -> None:
+    """A comparison that leaves rules out would be worth nothing."""
+    with pytest.raises(Unreadable, match="not understood"):
+        project(line, (), 4)
+
+
+@given(st.text(alphabet=st.sampled_from("-AKUBESVCdpj \"'!:/.0123456789[]x\n")))
+def test_any_text(text: str) -> None:
+    """Text of any kind is projected or refused."""
+    with contextlib.suppress(Unreadable):
+        project(f"-A KUBE-SERVICES {text}", ("192.0.2.1",), 4)
 
 
 def test_differences() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from meshlib.agent.desired import FrontendKey
 from meshlib.agent.explain import explain, parse_frontend
@@ -77,3 +79,13 @@ def test_asking_wrongly(text: str) -> None:
     """What is no address and port is refused in words."""
     with pytest.raises(ValueError, match=r"not ADDRESS:PORT|ambiguous|not an IP address"):
         parse_frontend(text)
+
+
+@given(st.text(max_size=60))
+def test_asking_with_any_text(text: str) -> None:
+    """An address and port that can be printed back, or ValueError."""
+    try:
+        key = parse_frontend(text)
+    except ValueError:
+        return
+    assert parse_frontend(str(key).removeprefix("TCP ")) == key

@@ -115,3 +115,16 @@ def test_a_mode_that_the_kernel_lacks() -> None:
     assert old.leftovers().step(0.0) is None
     assert [each.error for each in old.told] == ["[Errno 1] no such family"]
     assert all(each.verb is not Verb.REMOVE for each in old.kernel.log)
+
+
+def test_a_ledger_that_cannot_be_written() -> None:
+    """A full file system: what is gone is gone, it is told, and the agent goes on."""
+    old = Old()
+
+    def full(lines: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    olds = others("new", (), [("old", 4, old.kernel)])
+    assert Leftovers(olds, old.ledger, full, old.told.append).step(0.0) is None
+    assert old.kernel.state == {}
+    assert "No space left" in old.told[-1].error

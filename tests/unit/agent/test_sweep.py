@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
 from meshlib.agent.compile.compiler import Compiler
@@ -156,3 +158,31 @@ def test_a_pause_does_not_spin() -> None:
     world.engine.pause(False)
     world.engine.step()
     assert world.engine.families[4].applied == world.engine.families[4].taken
+
+
+def test_held_removals_have_their_turn() -> None:
+    """Frontends that the guard holds back are served on; when a person lets them go, their flows are looked at."""
+    world = World()
+    many = {ServiceKey("shop", f"s{n}"): facts_of(n) for n in range(40)}
+    world.engine.tell(ClusterChange(many, NODE, complete=True, lists=1))
+    world.engine.step()
+    assert len(world.asked) == 1
+    world.tell(None, lists=2)
+    assert all(not gone for _, gone in world.asked)
+    assert world.engine.approve()
+    world.engine.step()
+    assert len(world.asked[-1][1]) == 40
+    looked = len(world.asked)
+    world.now += 100.0
+    world.engine.step()
+    assert len(world.asked) == looked
+
+
+def facts_of(number: int) -> ServiceFacts:
+    """A Service of its own at an address of its own."""
+    found = facts("10.1.0.1")
+    assert found.service is not None
+    key = ServiceKey("shop", f"s{number}")
+    service = dataclasses.replace(found.service, key=key, cluster_ips=(f"10.96.1.{number}",))
+    (slice_,) = found.slices
+    return ServiceFacts(service, (msgspec.structs.replace(slice_, service=key),))
