@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from meshlib.agent.backends.base import Backend
+from meshlib.agent.backends.iptables import IptablesBackend
+from meshlib.agent.backends.iptables.programs import Run
+from meshlib.agent.backends.iptables.programs import run as run_program
 from meshlib.agent.backends.ipvs.backend import IpvsBackend
 from meshlib.agent.backends.ipvs.private import PrivateAddresses
 from meshlib.agent.backends.nftables.backend import NftablesBackend
@@ -53,10 +56,14 @@ def connector(make: MakeSocket | None = None) -> Callable[[int], NetlinkSocket]:
 
 
 def makers(
-    settings: AgentSettings, make: MakeSocket | None = None, relays: Make | None = None
+    settings: AgentSettings,
+    make: MakeSocket | None = None,
+    relays: Make | None = None,
+    run: Run | None = run_program,
 ) -> Mapping[str, Make]:
     """How the backends of each mode are made. ``make``: who makes netlink sockets, where this process may not.
-    ``relays``: who serves in userspace mode, where anybody does."""
+    ``relays``: who serves in userspace mode, where anybody does. ``run``: who runs iptables; None: nobody may, and
+    there is no such mode."""
 
     def transactions() -> TransactionSocket:
         return TransactionSocket(make)
@@ -81,7 +88,13 @@ def makers(
     def nftables(family: int) -> Backend:
         return NftablesBackend(family, connect=transactions)
 
-    return {"ipvs": ipvs, "nftables": nftables, "userspace": relays or partial(userspace, settings)}
+    def iptables(family: int) -> Backend:
+        return IptablesBackend(family, run or run_program)
+
+    found: dict[str, Make] = {"ipvs": ipvs, "nftables": nftables}
+    if run is not None:
+        found["iptables"] = iptables
+    return {**found, "userspace": relays or partial(userspace, settings)}
 
 
 def engine(
@@ -118,15 +131,19 @@ def leftovers(
     ledger: LedgerFile,
     told: Callable[[Departed], None],
     make: MakeSocket | None = None,
+    run: Run | None = None,
 ) -> Leftovers:
-    """What other modes, or this one in another shape, may have left on this node."""
+    """What other modes, or this one in another shape, may have left on this node. ``run``: as for ``makers``."""
     kept = {kind for backend in chosen.backends.values() for kind in backend.kinds}
-    found = shapes(settings, tuple(chosen.backends), make)
+    found = shapes(settings, tuple(chosen.backends), make, run)
     return Leftovers(others(chosen.mode, kept, found), ledger.ledger, ledger.write, told)
 
 
 def shapes(
-    settings: AgentSettings, families: tuple[int, ...], make: MakeSocket | None = None
+    settings: AgentSettings,
+    families: tuple[int, ...],
+    make: MakeSocket | None = None,
+    run: Run | None = run_program,
 ) -> list[tuple[str, int, Backend]]:
     """Every mode, in every shape, that can leave something in the kernel: with its family and a backend that reads and
     removes it. The companion's table is that of mode nftables."""
@@ -134,7 +151,8 @@ def shapes(
     variants = [dataclasses.replace(settings, vip_binding=each, companion="none") for each in bindings]
     # In this order: virtual servers go with the first shape, and only then the device that holds their addresses.
     ways = [("ipvs", makers(each, make)["ipvs"]) for each in variants]
-    ways.append(("nftables", makers(settings, make)["nftables"]))
+    usual = makers(settings, make, run=run)
+    ways += [(mode, usual[mode]) for mode in ("nftables", "iptables") if mode in usual]
     return [(mode, family, maker(family)) for mode, maker in ways for family in families]
 
 

@@ -11,6 +11,7 @@ import struct
 from meshlib.errors import MeshError
 
 NET_ADMIN = 12  #: CAP_NET_ADMIN
+NET_RAW = 13  #: CAP_NET_RAW
 _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 24, 47, 4
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_FILTER = 38, 22, 2
 _PR_SET_DUMPABLE = 4
@@ -47,6 +48,14 @@ def confine_programmer() -> None:
     _no_new_privileges()
     _keep_capabilities(frozenset({NET_ADMIN}))
     _filter_calls()
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def confine_runner() -> None:
+    """CAP_NET_ADMIN, and CAP_NET_RAW for iptables' old kind, in this process and the programs that it runs. Raises
+    CannotConfine."""
+    _no_new_privileges()
+    _keep_capabilities(frozenset({NET_ADMIN, NET_RAW}))
     _prctl(_PR_SET_DUMPABLE, 0)
 
 

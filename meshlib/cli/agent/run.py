@@ -13,6 +13,8 @@ import click
 
 from meshlib.agent import assembly, coexist
 from meshlib.agent.backends.base import words
+from meshlib.agent.backends.iptables.helper import Helper
+from meshlib.agent.backends.iptables.programs import Run
 from meshlib.agent.broker.client import BrokerGone
 from meshlib.agent.broker.privileges import confine_parser
 from meshlib.agent.broker.start import ProgrammerProcess
@@ -83,6 +85,7 @@ async def _run(loaded: Loaded, state: Path, files: Path | None, log: Log) -> Non
     crashes: list[BaseException] = []
     # Before anything is read that somebody else wrote: afterwards this process may do nothing to the host.
     programmer = ProgrammerProcess(new_lock())
+    iptables = Helper() if options.mode in ("auto", "iptables") else None
     confine_parser()
     make = programmer.broker.socket
     relays = Relays(options, log.say)
@@ -102,11 +105,11 @@ async def _run(loaded: Loaded, state: Path, files: Path | None, log: Log) -> Non
         coexist.check(options, noticed)
         for sign in noticed:
             log.say(f"kube-proxy is here as well: {sign}")
-        ways = assembly.makers(options, make, relays)
+        ways = assembly.makers(options, make, relays, iptables)
         chosen = await worker(lambda: choose(options.mode, options.families, ways))
         for mode, probe in chosen.probes.items():
             log.say(f"mode {mode}: {'chosen' if mode == chosen.mode else 'not usable'}: {probe.reason}")
-        agent = _agent(loaded, chosen, ledger, worker, make, log)
+        agent = _agent(loaded, chosen, ledger, worker, make, log, iptables)
         context = assembly.context(assembly.kubernetes_settings(options, os.environ), log.event, crashed)
         source: Source
         if files is not None:
@@ -124,6 +127,8 @@ async def _run(loaded: Loaded, state: Path, files: Path | None, log: Log) -> Non
             await control.close()
             await relays.close()
     finally:
+        if iptables is not None:
+            iptables.close()
         loop.remove_reader(programmer.ended)
         programmer.close()
         ledger.close()
@@ -132,7 +137,13 @@ async def _run(loaded: Loaded, state: Path, files: Path | None, log: Log) -> Non
 
 
 def _agent(
-    loaded: Loaded, chosen: Chosen, ledger: LedgerFile, worker: assembly.Worker, make: Any, log: Log
+    loaded: Loaded,
+    chosen: Chosen,
+    ledger: LedgerFile,
+    worker: assembly.Worker,
+    make: Any,
+    log: Log,
+    run: Run | None,
 ) -> Agent:
     """The agent with everything that listens to it."""
     metrics: MetricsPage | None = None
@@ -157,7 +168,7 @@ def _agent(
 
     options = loaded.settings
     engine = assembly.engine(options, chosen, ledger, step, change, make)
-    engine.leftovers = assembly.leftovers(options, chosen, ledger, departed, make)
+    engine.leftovers = assembly.leftovers(options, chosen, ledger, departed, make, run)
     agent = Agent(options, chosen, engine, worker, SYSTEM.now, log.say)
     try:
         from meshlib.agent.ops.metrics import Metrics
