@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 SOURCES := $(wildcard meshlib tests examples plugins scripts)
 export PYTEST_WORKERS
 
-.PHONY: help demo test check lint format typecheck imports unit components bench soak clean venv venv-dev
+.PHONY: help demo test check lint format typecheck imports unit components bench soak kernel-qemu clean venv venv-dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ components: ## the real servers for the tests, cached (Kubernetes is built from 
 
 bench: venv-dev ## figures, each against something in the same run
 	@.venv/bin/python -m tests.bench
+
+kernel-qemu: venv-dev ## ipvs with its companion table, in a stock Debian kernel under qemu (root; about three minutes)
+	@MESHLIB_QEMU_PYTHON=.venv/bin/python tests/kernel/qemu/run.sh $(PYTEST_ARGS)
 
 soak: venv-dev ## the slow tests only
 	@.venv/bin/python -m pytest -m slow $(PYTEST_ARGS)
