@@ -414,3 +414,22 @@ def test_udp_clients_and_new_addresses(node: Node) -> None:
         assert 'deleted_entries_total{ip_family="IPv4"} 0.0' not in node.get("http://127.0.0.1:10249/metrics")
     finally:
         stop(running)
+
+
+def test_another_mode_takes_over(node: Node) -> None:
+    """An agent in another mode programs everything, and only then what the one before left goes."""
+    stop(node.start())
+    assert "table ip meshlib" in node.sh("nft list tables")
+    node.sh("sysctl -qw net.ipv4.ip_unprivileged_port_start=0")  # it has no capability, and the Service port 80
+    more = ("--set", "mode=userspace", "--set", "listen_addresses=127.0.0.1")
+    running = node.start(more=more)
+    try:
+        assert running.stderr is not None
+        events = (json.loads(line) for line in running.stderr)
+        gone = next(event for event in events if event["event"] == "leftovers")
+        assert (gone["mode"], gone["failed"]) == ("nftables", 0)
+        assert "meshlib" not in node.sh("nft list tables")
+        pages = node.get("http://127.0.0.1:10249/metrics")
+        assert 'meshlib_agent_leftovers_removed_total{mode="nftables"}' in pages
+    finally:
+        stop(running)
