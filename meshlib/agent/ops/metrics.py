@@ -84,9 +84,10 @@ class Metrics:
             )
             for what in ("endpoint", "service")
         }
+        failures = {"nftables": "nftables_sync_failures", "iptables": "iptables_restore_failures"}
         self._sync_failures = (
-            counter(f"{sync}proxy_rules_nftables_sync_failures", "Writes that failed, wholly or in part.")
-            if chosen.mode == "nftables"
+            counter(f"{sync}proxy_rules_{failures[chosen.mode]}", "Writes that failed, wholly or in part.")
+            if chosen.mode in failures
             else None
         )
         self._probes = {

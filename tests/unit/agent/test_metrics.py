@@ -64,6 +64,17 @@ def test_names() -> None:
     assert families >= PARITY, PARITY - families
 
 
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("nftables", "nftables_sync_failures"), ("iptables", "iptables_restore_failures"), ("ipvs", "")],
+)
+def test_names_of_a_mode(mode: str, name: str) -> None:
+    """Failed writes have the name that kube-proxy gives them in that mode, and no other mode's."""
+    page = make(mode=mode).page().decode()
+    found = {each for each in ("nftables_sync_failures", "iptables_restore_failures") if each in page}
+    assert found == ({name} if name else set())
+
+
 def test_a_life() -> None:
     """An engine's steps: writes, latencies, objects, drift, and what was forgotten."""
     world = World()
