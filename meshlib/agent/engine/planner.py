@@ -107,22 +107,23 @@ class Planner:
         applied: dict[ObjectKey, Any] = {}
         waiting = self._pending
         self._foreign.clear()
-        for key, value in actual.items():
-            mine = key in self.applied or ours(key)
-            if not mine:
-                if key in self.wanted:
-                    foreign.append(key)
-                    self._foreign.add(key)
-                continue
-            applied[key] = value
-            wanted = self.wanted.find(key)
-            if wanted is None:
-                surplus.append(key)
-            elif value != wanted[1]:
-                different.append(key)
+        # Keys and values that are as wanted are kept as the objects that they are there: what was read goes.
         for key in self.wanted:
-            if key not in applied and key not in self._foreign:
+            have = actual.get(key, _ABSENT)
+            if have is _ABSENT:
                 missing.append(key)
+            elif key not in self.applied and not ours(key):
+                foreign.append(key)
+                self._foreign.add(key)
+            elif have == (value := self.wanted.value(key)):
+                applied[key] = value
+            else:
+                applied[key] = have
+                different.append(key)
+        for key, value in actual.items():
+            if key not in self.wanted and (key in self.applied or ours(key)):
+                applied[key] = value
+                surplus.append(key)
         self.applied = applied
         self._counts = Counter(key.kind for key in applied)
         self._pending = {*missing, *different, *surplus}

@@ -309,7 +309,7 @@ def _parse_destination(body: bytes) -> tuple[RealKey, tuple[RealServer, Connecti
         if fields[::2] == _USUAL_HEADERS:
             _, address, port, method, weight, _, _, _, upper, lower, *counts, family = fields[1::2]
             real = RealKey(_text(address, family), port[0] << 8 | port[1])
-            server = RealServer(weight, method, upper, lower)
+            server = _real_server(weight, method, upper, lower)
             return real, (server, Connections(*counts))
     found = dict(parse_attributes(_nest(body, _DEST)))
     family = number(found[11], 2) if 11 in found else _AF[4]
@@ -319,6 +319,8 @@ def _parse_destination(body: bytes) -> tuple[RealKey, tuple[RealServer, Connecti
     return key, (value, connections)
 
 
+#: Nearly all of them are alike: a large table has each kind once.
+_real_server = functools.lru_cache(1024)(RealServer)
 #: How today's kernels tell a destination: the type of the nest, then the attributes' headers (each as one number) in
 #: this order with their values. Looking for just this takes a quarter of the time of a walk through them, and reading
 #: a large table spends its time here.
