@@ -71,6 +71,7 @@ class Leftovers:
         for old in olds:
             self._runs.setdefault(old.family, []).append(self._run(old))
         self._now = 0.0
+        self.removed = 0  #: objects, so far
 
     def step(self, now: float) -> float | None:
         """Do what can be done. Returns when to be called next; None: nothing is left, or nothing more can be done."""
@@ -119,6 +120,7 @@ class Leftovers:
             self._record(self._ledger.disown(key for key in gone if backend.ledger_key(key) == key))
         except OSError as error:  # an entry too many is harmless
             problem = f"the ledger: {error}"
+        self.removed += len(gone)
         self._told(Departed(old.mode, old.family, len(gone), failed, problem))
         return self._now + RETRY if failed else None
 

@@ -182,13 +182,15 @@ class NodeEngine:
         paused = any(engine.programmer.paused for engine in self.families.values())
         if self.leftovers is not None and self.synced and not paused:
             at = self.leftovers.step(self._now())
-            if at is None:
+            if at is not None:
+                times.append(at)
+            else:
+                if self.leftovers.removed:
+                    # What stood in the way of an object of ours may be gone: addresses of a device, for one.
+                    for engine in self.families.values():
+                        engine.programmer.look_again(self._now())
+                    times.append(self._now())
                 self.leftovers = None
-                # What stood in the way of an object of ours may be gone: addresses of a device, for one.
-                for engine in self.families.values():
-                    engine.programmer.look_again(self._now())
-                at = self._now()
-            times.append(at)
         return min(times, default=None)
 
     def pause(self, paused: bool) -> None:

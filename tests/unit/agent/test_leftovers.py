@@ -9,6 +9,7 @@ from meshlib.agent.engine.ledger import Ledger
 from meshlib.agent.engine.leftovers import RETRY, Departed, Leftovers, others
 from meshlib.agent.objects import ObjectKey, Operation, Verb
 from tests.unit.agent.fake_kernel import PLACE, FakeKernel, frontend
+from tests.unit.agent.test_sweep import World, facts
 
 
 @dataclass
@@ -55,6 +56,7 @@ def test_endpoints_first_and_the_rest_when_they_have_drained() -> None:
     assert not old.ledger.owned
     assert Ledger().owned == old.ledger.owned
     assert [each.removed for each in old.told] == [1, 3]
+    assert going.removed == 4
 
 
 def test_one_shape_after_the_other() -> None:
@@ -128,3 +130,19 @@ def test_a_ledger_that_cannot_be_written() -> None:
     assert Leftovers(olds, old.ledger, full, old.told.append).step(0.0) is None
     assert old.kernel.state == {}
     assert "No space left" in old.told[-1].error
+
+
+def test_looked_at_again_only_when_something_went() -> None:
+    """After leftovers went the kernel is read once more, as they may have stood in the way; else it is not."""
+    for there in (True, False):
+        world, old = World(), Old()
+        if not there:
+            old.kernel.state.clear()
+        world.engine.leftovers = old.leftovers()
+        due = world.tell(facts("10.1.0.1"))
+        assert getattr(world.engine, "leftovers", "") is None
+        assert due is not None
+        assert (due <= world.now) is there
+        world.engine.step()
+        assert len(world.steps) == (2 if there else 1)
+        assert world.engine.pending_since is None
