@@ -135,6 +135,9 @@ class Network:
         for space in ("hub", "node"):
             self.sysctl(space, "net/ipv4/ip_forward", 1)
             self.sysctl(space, "net/ipv6/conf/all/forwarding", 1)
+            # Refusals by ICMP are one a second to each client otherwise; the others would look like silence.
+            self.sysctl(space, "net/ipv4/icmp_ratelimit", 0)
+            self.sysctl(space, "net/ipv6/icmp/ratelimit", 0)
         for index, (space, address) in enumerate((("node", NODE), ("far", FAR), ("out", OUT))):
             hub = f"10.0.{index}.254"
             self._cable("hub", f"to-{space}", space, "eth0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from tests.kernel.lab.net import inside
@@ -18,6 +19,9 @@ SILENCE = 0.4
 _REFUSED = {errno.ECONNREFUSED, errno.ECONNRESET}
 
 
+# Those without fields are no tuples: empty ones would all be equal.
+
+
 class Answered(NamedTuple):
     """By which endpoint, and the source address that it saw."""
 
@@ -27,15 +31,18 @@ class Answered(NamedTuple):
     source_port: int
 
 
-class Refused(NamedTuple):
+@dataclass(frozen=True)
+class Refused:
     """At once: a reset or ICMP port unreachable."""
 
 
-class Silent(NamedTuple):
+@dataclass(frozen=True)
+class Silent:
     """Nothing came back in time."""
 
 
-class Denied(NamedTuple):
+@dataclass(frozen=True)
+class Denied:
     """A datagram of the node's own was taken from its sender's hands: a drop and a refusal look like this there."""
 
 
