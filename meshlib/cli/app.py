@@ -11,6 +11,10 @@ from meshlib.cli.exits import EPILOG
 
 #: name -> (module, one line for --help): written here so that the list of commands needs no imports.
 _COMMANDS = {
+    "agent": (
+        "meshlib.cli.agent.group",
+        "The node agent: the same Services for programs that are not Python.",
+    ),
     "check-url": ("meshlib.cli.check_url", "Say what would happen to requests to a URL, and why."),
     "demo": ("meshlib.cli.demo.command", "Watch load balancing on real local servers; needs no cluster."),
     "doctor": (

@@ -89,6 +89,11 @@ def _parse(text: str) -> Address:
 
 def canonical(text: str) -> str:
     """The canonical text of an IP address of any kind, for what is shown, not dialled; raises DataError."""
+    octets = text.split(".", 4)
+    if len(octets) == 4:
+        a, b, c, d = octets
+        if a in _OCTETS and b in _OCTETS and c in _OCTETS and d in _OCTETS:
+            return text
     return str(_parse(text))
 
 

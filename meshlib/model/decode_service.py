@@ -12,8 +12,8 @@ from meshlib.model.wire import Json, ServiceSpec, WireService, WireServicePort, 
 
 PROTOCOLS = frozenset({"TCP", "UDP", "SCTP"})
 ANNOTATION_PREFIX = "meshlib.dev/"
-_HEADLESS_LABEL = "service.kubernetes.io/headless"
-_PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
+HEADLESS_LABEL = "service.kubernetes.io/headless"
+PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
 _DEFAULT_AFFINITY = 10800  # seconds; the API's default for sessionAffinityConfig.clientIP.timeoutSeconds
 _MAX_AFFINITY = 86400
 _FAMILIES = {"IPv4": 4, "IPv6": 6}
@@ -43,13 +43,13 @@ def _service(wire: WireService) -> Service:
     return Service(
         key=key,
         type=_type(spec, labels, where),
-        ports=tuple(_port(port, f"{where} spec.ports[{n}]") for n, port in enumerate(spec.ports or ())),
+        ports=tuple([_port(port, where, n) for n, port in enumerate(spec.ports or ())]),
         cluster_ips=cluster_ips,
         ip_families=_families(spec, cluster_ips, where),
         external_name=_external_name(spec, where),
         session_affinity_seconds=_affinity(spec, where),
-        internal_traffic_policy=_policy(spec.internal_traffic_policy, f"{where} spec.internalTrafficPolicy"),
-        external_traffic_policy=_policy(spec.external_traffic_policy, f"{where} spec.externalTrafficPolicy"),
+        internal_traffic_policy=_policy(spec.internal_traffic_policy, where, "internalTrafficPolicy"),
+        external_traffic_policy=_policy(spec.external_traffic_policy, where, "externalTrafficPolicy"),
         publish_not_ready_addresses=bool(spec.publish_not_ready_addresses),
         has_selector=bool(spec.selector),
         uid=meta.uid or "",
@@ -59,8 +59,30 @@ def _service(wire: WireService) -> Service:
             sorted((k, v) for k, v in (meta.annotations or {}).items() if k.startswith(ANNOTATION_PREFIX))
         ),
         external_ips=tuple(spec.external_ips or ()),
-        proxy_name=labels.get(_PROXY_LABEL, ""),
+        proxy_name=labels.get(PROXY_LABEL, ""),
+        load_balancer_ips=_ingress(wire),
+        source_ranges=tuple([text.strip() for text in spec.load_balancer_source_ranges or ()]),
+        health_check_node_port=_health_port(spec.health_check_node_port, where),
+        created=meta.creation_timestamp or "",
     )
+
+
+def _ingress(wire: WireService) -> tuple[str, ...]:
+    """Addresses whose traffic may end on the node. ``Proxy`` wants it to pass the load balancer (KEP-1860)."""
+    if wire.status is None or wire.status.load_balancer is None:
+        return ()
+    listed = wire.status.load_balancer.ingress
+    if not listed:
+        return ()
+    return tuple(entry.ip for entry in listed if entry.ip and entry.ip_mode in (None, "", "VIP"))
+
+
+def _health_port(number: int | None, where: str) -> int:
+    if not number:
+        return 0
+    if not 1 <= number <= MAX_PORT:
+        _fail(f"{where} spec.healthCheckNodePort", number, "a port (1-65535)")
+    return number
 
 
 def _fail(where: str, value: object, expected: str) -> NoReturn:
@@ -72,7 +94,7 @@ def _type(spec: ServiceSpec, labels: dict[str, str], where: str) -> ServiceType:
         return ServiceType.EXTERNAL_NAME
     # The label makes kube-proxy leave the Service alone, so its clusterIP answers nowhere: the pods are all
     # there is.
-    if spec.cluster_ip == "None" or _HEADLESS_LABEL in labels:
+    if spec.cluster_ip == "None" or HEADLESS_LABEL in labels:
         return ServiceType.HEADLESS
     match spec.type or "ClusterIP":
         case "ClusterIP":
@@ -85,14 +107,14 @@ def _type(spec: ServiceSpec, labels: dict[str, str], where: str) -> ServiceType:
             _fail(f"{where} spec.type", other, "a type of Service")
 
 
-def _port(port: WireServicePort, where: str) -> ServicePort:
+def _port(port: WireServicePort, where: str, number: int) -> ServicePort:
     if not 1 <= port.port <= MAX_PORT:
-        _fail(f"{where}.port", port.port, "a port (1-65535)")
+        _fail(f"{where} spec.ports[{number}].port", port.port, "a port (1-65535)")
     protocol = port.protocol or "TCP"
     if protocol not in PROTOCOLS:
-        _fail(f"{where}.protocol", protocol, "TCP, UDP or SCTP")
+        _fail(f"{where} spec.ports[{number}].protocol", protocol, "TCP, UDP or SCTP")
     if port.name and not is_label(port.name):
-        _fail(f"{where}.name", port.name, "a port name")
+        _fail(f"{where} spec.ports[{number}].name", port.name, "a port name")
     return ServicePort(
         name=port.name or "",
         port=port.port,
@@ -149,11 +171,11 @@ def _affinity(spec: ServiceSpec, where: str) -> int:
             _fail(f"{where} spec.sessionAffinity", other, "None or ClientIP")
 
 
-def _policy(text: str | None, where: str) -> TrafficPolicy:
+def _policy(text: str | None, where: str, field: str) -> TrafficPolicy:
     match text or "Cluster":
         case "Cluster":
             return TrafficPolicy.CLUSTER
         case "Local":
             return TrafficPolicy.LOCAL
         case other:
-            _fail(where, other, "Cluster or Local")
+            _fail(f"{where} spec.{field}", other, "Cluster or Local")

@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 
 from meshlib.errors import UnknownPort
 
+#: Annotations that only the kernel path reads: the IPVS scheduler, and whether a client's affinity must end on time.
+KERNEL_SCHEDULER = "meshlib.dev/ipvs-scheduler"
+KERNEL_AFFINITY = "meshlib.dev/kernel-affinity"
+KERNEL_ANNOTATIONS = frozenset({KERNEL_SCHEDULER, KERNEL_AFFINITY})
+
 
 class ServiceType(enum.Enum):
     """``spec.type``; HEADLESS is ClusterIP with ``clusterIP: None``, NAMES are sets made by DNS or static text."""
@@ -81,6 +86,16 @@ class Service:
     external_ips: tuple[str, ...] = ()
     #: label ``service.kubernetes.io/service-proxy-name``: another proxy serves this one, do not go around it
     proxy_name: str = ""
+    # What follows is for the kernel path alone.
+    #: ``status.loadBalancer.ingress[].ip`` of the entries that the node is to serve itself (ipMode unset or VIP), as
+    #: they stand there; trusted by nobody (decision D14)
+    load_balancer_ips: tuple[str, ...] = ()
+    #: ``spec.loadBalancerSourceRanges`` without white space around them; not yet parsed
+    source_ranges: tuple[str, ...] = ()
+    health_check_node_port: int = 0
+    created: str = (
+        ""  #: metadata.creationTimestamp (RFC 3339): the older of two Services that claim one address wins
+    )
 
     @property
     def headless(self) -> bool:

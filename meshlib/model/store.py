@@ -80,6 +80,10 @@ class SliceStore:
             changed |= self.apply_object(namespace, name, slices)
         return frozenset(changed)
 
+    def in_object(self, namespace: str, name: str) -> tuple[EndpointSlice, ...]:
+        """The slices that one object gave; empty for an unknown one."""
+        return self._objects.get((namespace, name), ())
+
     def slices_of(self, service: ServiceKey) -> tuple[EndpointSlice, ...]:
         """The slices of one Service, sorted by name; empty when there are none."""
         found = self._by_service.get(service, {})

@@ -25,3 +25,6 @@ class Path(enum.Enum):
     INTERNAL = "internal"
     EXTERNAL = "external"
     SHORT_CIRCUIT = "short-circuit"
+
+    # Members are compared by identity, and looked up by the ten thousand: Enum's own hash is written in Python.
+    __hash__ = object.__hash__

@@ -35,6 +35,18 @@ class Meta(msgspec.Struct, rename="camel"):
     annotations: dict[str, str] | None = None
 
 
+class ServiceMeta(msgspec.Struct, rename="camel"):
+    """Metadata of a Service, with its age."""
+
+    name: str | None = None
+    namespace: str | None = None
+    uid: str | None = None
+    resource_version: str | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    creation_timestamp: str | None = None
+
+
 class SliceMeta(msgspec.Struct, rename="camel"):
     """Metadata of a slice, without the annotations, which are larger than all the rest and never used."""
 
@@ -140,11 +152,72 @@ class ServiceSpec(msgspec.Struct, rename="camel"):
     internal_traffic_policy: str | None = None
     external_traffic_policy: str | None = None
     publish_not_ready_addresses: bool | None = None
+    load_balancer_source_ranges: list[str] | None = None
+    health_check_node_port: int | None = None
+
+
+class Ingress(msgspec.Struct, rename="camel"):
+    ip: str | None = None
+    ip_mode: str | None = None
+
+
+class LoadBalancerStatus(msgspec.Struct):
+    ingress: list[Ingress] | None = None
+
+
+class ServiceStatus(msgspec.Struct, rename="camel"):
+    load_balancer: LoadBalancerStatus | None = None
 
 
 class WireService(msgspec.Struct):
-    metadata: Meta
+    metadata: ServiceMeta
     spec: ServiceSpec | None = None
+    status: ServiceStatus | None = None
+
+
+class Taint(msgspec.Struct):
+    key: str | None = None
+
+
+class NodeSpec(msgspec.Struct, rename="camel"):
+    pod_cidr: str | None = msgspec.field(default=None, name="podCIDR")
+    pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
+    taints: list[Taint] | None = None
+
+
+class NodeAddress(msgspec.Struct):
+    type: str = ""
+    address: str = ""
+
+
+class NodeStatus(msgspec.Struct):
+    addresses: list[NodeAddress] | None = None
+
+
+class NodeMeta(msgspec.Struct, rename="camel"):
+    name: str | None = None
+    labels: dict[str, str] | None = None
+    deletion_timestamp: str | None = None
+
+
+class WireNode(msgspec.Struct):
+    metadata: NodeMeta
+    spec: NodeSpec | None = None
+    status: NodeStatus | None = None
+
+
+class TriggerAnnotation(msgspec.Struct):
+    """The one annotation of slices that is read, and only by who measures how long a change takes."""
+
+    time: str | None = msgspec.field(default=None, name="endpoints.kubernetes.io/last-change-trigger-time")
+
+
+class TriggerMeta(msgspec.Struct):
+    annotations: TriggerAnnotation | None = None
+
+
+class Triggered(msgspec.Struct):
+    metadata: TriggerMeta | None = None
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,9 +1,9 @@
 """FakeApiServer: an API server on a raw asyncio socket that can misbehave on demand.
 
-It lists and watches Services, EndpointSlices and Endpoints like a real one (versions, bookmarks, 410, selectors),
-and every fault that a real one does not produce on demand is a reaction to a request: see ``react``. It speaks HTTP
-(``tls``: HTTPS) on loopback, runs on the loop that starts it, and never on its own clock, so it also works in virtual
-time.
+It lists and watches Services, EndpointSlices and Endpoints, of one namespace or of all, like a real one (versions,
+bookmarks, 410, selectors by Service name), and every fault that a real one does not produce on demand is a reaction to
+a request: see ``react``. It speaks HTTP (``tls``: HTTPS) on loopback, runs on the loop that starts it, and never on its
+own clock, so it also works in virtual time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 _PATHS = re.compile(
-    r"/(?:api/v1|apis/discovery\.k8s\.io/(v1|v1beta1))/namespaces/([^/]+)/(services|endpoints|endpointslices)"
+    r"/(?:api/v1|apis/discovery\.k8s\.io/(v1|v1beta1))(?:/namespaces/([^/]+))?/(services|endpoints|endpointslices)"
 )
 _KINDS = {"services": "Service", "endpoints": "Endpoints", "endpointslices": "EndpointSlice"}
 _SELECTED = re.compile(r"kubernetes\.io/service-name in \(([^)]*)\)")
@@ -299,13 +299,15 @@ class FakeApiServer:
         return True
 
     @staticmethod
-    def _selects(request: Request, namespace: str, obj: Mapping[str, Any]) -> bool:
-        if obj["metadata"].get("namespace") != namespace:
+    def _selects(request: Request, namespace: str | None, obj: Mapping[str, Any]) -> bool:
+        if namespace is not None and obj["metadata"].get("namespace") != namespace:
             return False
         names = _SELECTED.fullmatch(request.params.get("labelSelector", ""))
         return names is None or obj["metadata"].get("labels", {}).get(_SERVICE) in names[1].split(",")
 
-    async def _list(self, request: Request, connection: Connection, namespace: str, resource: str) -> None:
+    async def _list(
+        self, request: Request, connection: Connection, namespace: str | None, resource: str
+    ) -> None:
         wanted = request.params.get("resourceVersion", "")
         if wanted.isdigit() and int(wanted) > self.resource_version:
             causes = [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]
@@ -319,7 +321,9 @@ class FakeApiServer:
         meta = {"resourceVersion": str(self.resource_version)}
         await connection.answer(200, {"kind": kind, "metadata": meta, "items": items})
 
-    async def _watch(self, request: Request, connection: Connection, namespace: str, resource: str) -> bool:
+    async def _watch(
+        self, request: Request, connection: Connection, namespace: str | None, resource: str
+    ) -> bool:
         store = self._stores[resource]
         since = int(request.params.get("resourceVersion") or 0)
         if since < self.compacted:
@@ -356,7 +360,7 @@ class FakeApiServer:
             await asyncio.gather(leaving, return_exceptions=True)
         return False
 
-    def _event(self, request: Request, namespace: str, change: _Change) -> bytes:
+    def _event(self, request: Request, namespace: str | None, change: _Change) -> bytes:
         """The line for a watch; b"": none. An object that leaves the selector is DELETED for it, as it was before."""
         old, new = (
             each if each is not None and self._selects(request, namespace, each) else None

@@ -37,6 +37,9 @@ if [[ ${1:-} == bench ]]; then
 fi
 
 packages dns knotd unbound dnsmasq -- knot unbound dnsmasq-base
+packages kernel ip nft conntrack iptables -- iproute2 nftables conntrack iptables
+packages kernel promtool -- prometheus
+packages kernel linux.uml modprobe ipvsadm -- user-mode-linux kmod ipvsadm
 [[ -x ${KUBEBUILDER_ASSETS:-}/etcd ]] || packages kube etcd -- etcd-server
 
 # Programs on PATH are good enough where nothing can be built.

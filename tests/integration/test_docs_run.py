@@ -213,10 +213,10 @@ def shown() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("words", shown().values(), ids=shown().keys())
 def test_commands_of_the_pages(words: list[str], shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command line that a page or --help shows is one that works; the demo's and --watch have their own tests."""
+    """Each command line that a page or --help shows is one that works; agent, demo and --watch have their own tests."""
     for name, value in shop.environ.items():
         monkeypatch.setenv(name, value)
-    if words[0] == "demo" or "--watch" in words:
+    if words[0] in ("agent", "demo") or "--watch" in words:
         words = [*words, "--help"]
     result = CliRunner().invoke(meshlib, words)
     assert result.exit_code in ((0, 1) if words[0] in ("check-url", "doctor") else (0,)), result.output

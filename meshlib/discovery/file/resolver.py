@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import xxhash
 
 from meshlib.discovery.base import Publish, ResolverContext
-from meshlib.discovery.file.folder import FolderState, Registry, registry, scan
+from meshlib.discovery.file.folder import Registry
+from meshlib.discovery.file.poll import POLL, FolderPoll
 from meshlib.discovery.outlet import Outlet
 from meshlib.errors import ConfigError, DataError
-from meshlib.model.address import RELAXED
-from meshlib.model.events import EntrySkipped, SourceFailed, SourceRecovered
 from meshlib.model.service import Service, ServiceKey
 from meshlib.model.slices import EndpointSlice
 from meshlib.model.target import Target
 from meshlib.model.update import DoesNotExist, Failure, Snapshot
-
-#: Seconds between two looks. A person who saves a file sees the effect at once; it costs one stat per file, and works
-#: where change notifications do not (network file systems, ConfigMap volumes, every platform).
-POLL = 0.25
 
 
 class FileSubscription:
@@ -46,25 +39,21 @@ class FileSubscription:
 
 
 class FileSource:
-    """One path: its state, its subscriptions, its poll."""
+    """One path: its subscriptions, and the poll that they share."""
 
     def __init__(self, context: ResolverContext, path: str, poll: float) -> None:
         self.path = path
         self.subscriptions: list[FileSubscription] = []
         self._context = context
-        self._poll = poll
-        self._state = FolderState()
-        self._registry: Registry | None = None
-        self._told: tuple[str, ...] = ()
-        self._skipped: frozenset[tuple[str, str]] = frozenset()
-        self._loaded_at: float | None = None
-        self._generation = 0
-        self._faults = 0
-        self.task = context.spawn(self._run(), name=f"file {path}")
+        self._files = FolderPoll(context, path, poll, self._take)
+
+    @property
+    def task(self) -> asyncio.Task[Any]:
+        return self._files.task
 
     def add(self, subscription: FileSubscription) -> None:
         self.subscriptions.append(subscription)
-        if self._registry is not None:
+        if self._files.registry is not None:
             self._context.spawn(self._send_soon(subscription), name=f"file {subscription.key}")
 
     def remove(self, subscription: FileSubscription) -> None:
@@ -74,54 +63,18 @@ class FileSource:
 
     async def _send_soon(self, subscription: FileSubscription) -> None:
         # In a task of its own, so that the caller holds the Subscription before the first update reaches it.
-        if self._registry is not None:
-            subscription.outlet.show(*self._facts(subscription.key, self._registry))
+        if self._files.registry is not None:
+            subscription.outlet.show(*self._facts(subscription.key, self._files.registry))
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                state = await self._context.run_blocking(scan, self.path, self._state, RELAXED)
-            except (
-                Exception
-            ) as error:  # whatever a hostile file makes a parser raise: the last good state stays
-                problem = DataError(self.path, f"cannot be read: {error!r}")
-                known = self._state.problem
-                state = self._state if str(known) == str(problem) else replace(self._state, problem=problem)
-            if self._registry is None or state is not self._state:
-                self._take(state)
-            await self._context.sleep(self._poll)
-
-    def _take(self, state: FolderState) -> None:
-        self._state = state
-        self._registry = found = registry(state)
-        self._generation += 1
-        self._loaded_at = self._context.now()
-        self._tell(found)
+    def _take(self, found: Registry) -> None:
         for subscription in tuple(self.subscriptions):
             subscription.outlet.show(*self._facts(subscription.key, found))
-
-    def _tell(self, found: Registry) -> None:
-        source = f"file {self.path}"
-        problems = self._state.problems
-        told = tuple(str(problem) for problem in problems)
-        for problem in problems:
-            if str(problem) not in self._told:
-                self._faults += 1
-                stale = any(file.objects is not None for file in self._state.files.values())
-                self._context.emit(SourceFailed(source, problem, stale, self._poll))
-        if self._told and not told:
-            self._context.emit(SourceRecovered(source))
-        self._told = told
-        for place, reason in found.skipped:
-            if (place, reason) not in self._skipped:
-                self._context.emit(EntrySkipped(source, place, reason))
-        self._skipped = frozenset(found.skipped)
 
     def _facts(
         self, key: ServiceKey, found: Registry
     ) -> tuple[Snapshot | DoesNotExist | None, Failure | None]:
         failure = None
-        problems = self._state.problems
+        problems = self._files.state.problems
         if problems:
             error = problems[0]
             if len(problems) > 1:
@@ -140,32 +93,18 @@ class FileSource:
         return Snapshot(
             service=service,
             slices=slices,
-            source=f"file {os.path.basename(self.path) or self.path}",
+            source=self._files.title,
             version=xxhash.xxh3_64_hexdigest(repr((service, slices)).encode()),
             skipped=skipped,
         )
 
     def describe(self, key: ServiceKey) -> Mapping[str, Any]:
         """For people: where it comes from, how old it is, what is wrong."""
-        now = self._context.now()
-        return {
-            "source": f"file {self.path}",
-            "files": len(self._state.files),
-            "age": now - self._loaded_at if self._loaded_at is not None else 0.0,
-            "generation": self._generation,
-            "stale": bool(self._state.problems) and self._registry is not None,
-            "faults": self._faults,
-            "problems": [str(problem) for problem in self._state.problems],
-            "skipped": [f"{place}: {reason}" for place, reason in sorted(self._skipped)],
-            "service": str(key),
-        }
+        return {**self._files.describe(), "service": str(key)}
 
 
 class FileResolver:
-    """Implements discovery.base.Resolver. The setting ``poll`` (seconds) replaces POLL; raises ConfigError.
-
-    Manifests are written on this machine, so loopback and link-local addresses in them mean what they say.
-    """
+    """Implements discovery.base.Resolver. The setting ``poll`` (seconds) replaces POLL; raises ConfigError."""
 
     def __init__(self, context: ResolverContext) -> None:
         self._context = context

@@ -168,6 +168,7 @@ class Counters:
     """Counts since the start, for people and metrics."""
 
     lists: int = 0
+    complete: int = 0  #: lists that came to their end and count
     relists: int = 0
     watches: int = 0
     watch_restarts: int = 0
@@ -435,6 +436,7 @@ class Reflector(Generic[T]):
         first = not self.synced
         self.items, self.resource_version, self.synced = new, version, True
         self._empty, self._restarted_pages = None, False
+        self.counters.complete += 1
         self._safety_at = now + self._safety_relist * (0.5 + self._random())
         commands: list[Command[T]] = []
         if first or upserts or removals:

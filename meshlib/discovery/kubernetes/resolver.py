@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from meshlib.discovery.base import Publish, ResolverContext, Subscription
 from meshlib.discovery.kubernetes.api import ApiServer
-from meshlib.discovery.kubernetes.credentials import Credentials, find_credentials
 from meshlib.discovery.kubernetes.feed import SkipReport
 from meshlib.discovery.kubernetes.namespace import NamespaceWatch, Watcher
+from meshlib.discovery.kubernetes.search import search_credentials
 from meshlib.discovery.kubernetes.transport import TransportFactory, open_transport
 from meshlib.discovery.kubernetes.versions import Versions
 from meshlib.errors import MeshError
-from meshlib.model.events import SourceFailed, SourceRecovered
 from meshlib.model.target import Target
 from meshlib.model.update import Failure
-
-#: Seconds between two searches for credentials: a service account or a kubeconfig may appear later (a mounted volume).
-SEARCH_AGAIN = 60.0
 
 
 class _Waiting:
@@ -103,32 +98,14 @@ class KubernetesResolver:
         if self._error is not None and subscription in self._waiting:
             subscription.publish(Failure(self._error, hopeless=True))
 
-    async def _search(self) -> Credentials:
-        context, settings = self._context, self._context.settings
-        environ = settings.get("environ")
-        while True:
-            try:
-                return await find_credentials(
-                    settings,
-                    os.environ if environ is None else environ,
-                    context.run_blocking,
-                    context.now,
-                    context.wall,
-                )
-            except MeshError as error:
-                if self.problem != str(error):
-                    context.emit(SourceFailed("kubernetes", error, stale=False, retry_in=SEARCH_AGAIN))
-                self._error, self.problem = error, str(error)
-                for subscription in list(self._waiting):
-                    subscription.publish(Failure(error, hopeless=True))
-            await context.sleep(SEARCH_AGAIN)
+    def _no_credentials(self, error: MeshError) -> None:
+        self._error, self.problem = error, str(error)
+        for subscription in list(self._waiting):
+            subscription.publish(Failure(error, hopeless=True))
 
     async def _connect(self) -> None:
-        credentials = await self._search()
-        failed = self._error is not None
+        credentials = await search_credentials(self._context, self._no_credentials)
         self._error, self.problem = None, ""
-        if failed:
-            self._context.emit(SourceRecovered("kubernetes"))
         self.api = ApiServer(credentials, self._context, self._transport_factory)
         self._versions = Versions(self.api)
         self._skips = SkipReport(self.api)

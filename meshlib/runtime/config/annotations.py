@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from meshlib.errors import ConfigError
+from meshlib.model.service import KERNEL_ANNOTATIONS
 from meshlib.pickers.builtin import BUILTIN
 from meshlib.pickers.hash_key import parse_hash_key
 from meshlib.runtime.registry import picker_builder
@@ -42,7 +43,7 @@ def read_annotations(
     warnings: list[str] = []
     picker, settings, hash_key = "", None, ""
     for name, text in sorted(annotations.items()):
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) or name in KERNEL_ANNOTATIONS:
             continue
         try:
             if name == PICKER:

@@ -20,6 +20,8 @@ FILE_VARIABLE = "MESHLIB_CONFIG"
 FILE_NAME = "meshlib.toml"
 #: Read when transparent use begins (``meshlib.clients.install``); no settings of a Mesh.
 SWITCHES = ("MESHLIB_DISABLED", "MESHLIB_INSTALL", "MESHLIB_RUN_PID")
+#: A Service called "meshlib" makes Kubernetes inject the first two; the third are the node agent's.
+_OTHERS = ("MESHLIB_SERVICE_", "MESHLIB_PORT", "MESHLIB_AGENT_")
 #: Manifests usually set the node's name under this variable, through the downward API.
 _NODE_NAMES = ("MESHLIB_NODE_NAME", "NODE_NAME")
 _TRUE, _FALSE = frozenset(("1", "true", "yes", "on")), frozenset(("0", "false", "no", "off"))
@@ -52,8 +54,7 @@ def read_environ(environ: Mapping[str, str], warnings: list[str]) -> Entries:
 
         entries.update(flatten(raw, place))
     for name in environ:
-        # A Service called "meshlib" makes Kubernetes inject MESHLIB_SERVICE_HOST, MESHLIB_PORT_80_TCP and the like.
-        foreign = not name.startswith("MESHLIB_") or name.startswith(("MESHLIB_SERVICE_", "MESHLIB_PORT"))
+        foreign = not name.startswith("MESHLIB_") or name.startswith(_OTHERS)
         if not foreign and name not in known:
             hint = checks.did_you_mean(name, known)
             warnings.append(f"{name} is not a variable that meshlib knows" + (f" ({hint})" if hint else ""))

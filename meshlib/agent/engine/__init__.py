@@ -1,0 +1,1 @@
+"""When and in what steps the kernel is brought to what is wanted: planning, pacing, guarding, remembering."""

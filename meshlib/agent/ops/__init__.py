@@ -1,0 +1,1 @@
+"""What the agent shows of itself: health, metrics, state, and the health ports of load-balanced Services."""

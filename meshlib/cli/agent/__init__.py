@@ -1,0 +1,1 @@
+"""``meshlib agent``: the node agent, and what one asks it."""
