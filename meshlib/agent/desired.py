@@ -137,7 +137,9 @@ class Place:
         str, ...
     ] = ()  #: CIDRs of this node's pods; empty: unknown, nothing is masqueraded OFF_NODE
     masquerade_bit: int = 14  #: 0 to 31; kube-proxy's default
-    source: str = ""  #: the node's own address: what its traffic to virtual addresses comes from; "": not known
+    source: str = (
+        ""  #: the node's own address: what its traffic to virtual addresses comes from; "": not known
+    )
     #: CIDRs that ClusterIPs come from: an address in them that no frontend has answers nothing. Empty: not known.
     service_ranges: tuple[str, ...] = ()
 
