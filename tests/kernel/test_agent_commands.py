@@ -420,7 +420,9 @@ def test_another_mode_takes_over(node: Node) -> None:
     """An agent in another mode programs everything, and only then what the one before left goes."""
     stop(node.start())
     assert "table ip meshlib" in node.sh("nft list tables")
-    node.sh("sysctl -qw net.ipv4.ip_unprivileged_port_start=0")  # it has no capability, and the Service port 80
+    node.sh(
+        "sysctl -qw net.ipv4.ip_unprivileged_port_start=0"
+    )  # it has no capability, and the Service port 80
     more = ("--set", "mode=userspace", "--set", "listen_addresses=127.0.0.1")
     running = node.start(more=more)
     try:
