@@ -67,7 +67,7 @@ class AioAttempts:
     _attempts: Attempts | None = None
     _callbacks: list[Callable[[], None]] | None = None
     _current: Any = None
-    _finished = False
+    finished = False
     #: The transport of a call whose answer comes as a whole, on an endpoint that was called before: its end is
     #: accounted for at once, by nobody else. None: ``completion`` does it.
     _quick: Transport | None = None
@@ -143,7 +143,11 @@ class AioAttempts:
             (self.completion or self._counted(transport, subchannel)).done()
             raise
         self._pool.running.add(self)
-        call.add_done_callback(self._adopted_ended)
+        core = getattr(call, "_cython_call", None) if self._quick is not None else None
+        if core is None:  # or made by interceptors of the user's, or by a grpcio that we do not know
+            call.add_done_callback(self._adopted_ended)
+        else:
+            core.add_done_callback(self._quick_ended)
 
     def _start(self, bound: Bound, request: Any, left: float | None) -> Any:
         """grpc.aio's call on one endpoint."""
@@ -158,20 +162,29 @@ class AioAttempts:
     def _counted(self, transport: Transport, subchannel: Subchannel) -> Completion:
         return Completion(Lease(subchannel, self._method.clock, self._began), transport)
 
+    def _quick_ended(self) -> None:
+        """``_adopted_ended`` for what most calls are: asks core for no more than whether it was answered."""
+        transport, pool, call = self._quick, self._pool, self.call
+        if transport is None:
+            return  # released meanwhile, with its loop
+        if not call._cython_call.is_ok() or pool.generation != Generation.current:
+            self._adopted_ended(call)
+            return
+        self._quick = None
+        pool.running.discard(self)
+        transport.open.pop()
+        if transport.draining:
+            transport.settle()
+        now = self._method.clock()
+        transport.subchannel.finish(now, now - self._began)
+        self._finish()
+
     def _adopted_ended(self, call: Any) -> None:
         self._pool.running.discard(self)
         code = at_once(call.code())
         transport = self._quick
         if transport is not None:
             self._quick = None
-            if code is grpc.StatusCode.OK and self._pool.generation == Generation.current:
-                transport.open.pop()
-                if transport.draining:
-                    transport.settle()
-                now = self._method.clock()
-                transport.subchannel.finish(now, now - self._began)
-                self._finish()
-                return
             self.completion = self._counted(transport, transport.subchannel)
         completion = self.completion
         if completion is None:
@@ -352,7 +365,7 @@ class AioAttempts:
         self._finish()
 
     def _finish(self) -> None:
-        self._finished = True
+        self.finished = True
         callbacks = self._callbacks
         if callbacks:
             self._callbacks = None
@@ -377,7 +390,7 @@ class AioAttempts:
         await over.wait()
 
     def on_end(self, callback: Callable[[], Any]) -> None:
-        if self._finished:
+        if self.finished:
             callback()
         elif self._callbacks is None:
             self._callbacks = [callback]
@@ -402,11 +415,11 @@ class AioAttempts:
         return self.error is not None and self.error.code() is grpc.StatusCode.CANCELLED
 
     def done(self) -> bool:
-        return self._finished or (self.call is not None and bool(self.call.done()))
+        return self.finished or (self.call is not None and bool(self.call.done()))
 
     def abandon(self) -> None:
         """The user dropped the call: end it, from whichever thread the last reference went."""
-        if self._finished or self.done():
+        if self.finished or self.done():
             return
         loop = self._pool.loop
         try:

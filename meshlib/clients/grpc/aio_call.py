@@ -93,7 +93,8 @@ class _Call:
         return repr(call)
 
     def __del__(self) -> None:
-        self._progress.abandon()
+        if not self._progress.finished:
+            self._progress.abandon()
 
 
 class _UnaryResponse(_Call):
