@@ -307,7 +307,9 @@ def test_threads_that_are_interrupted_everywhere(backends: Backends) -> None:
     """A thread switch at nearly every step, more threads than connections: each gets its own reply, nothing is lost."""
     servers = backends.http(2)
     handle = handle_for(servers)
-    limits = httpx.Limits(max_connections=2)
+    limits = httpx.Limits(
+        max_connections=2, keepalive_expiry=None
+    )  # on a busy machine this takes longer than 5 s
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

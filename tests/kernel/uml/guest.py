@@ -42,7 +42,7 @@ _INIT = """#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /tmp
+{own_tmp}
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/run
 ip link set lo up
 mkdir -p /run/modules/lib/modules
@@ -100,6 +100,8 @@ def run(
     init.write_text(
         _INIT.format(
             modules=MODULES,
+            # Its own, unless it would hide the tests.
+            own_tmp="" if Path("/tmp") in ROOT.parents else "mount -t tmpfs tmpfs /tmp",
             wanted=" ".join(WANTED),
             cwd=shlex.quote(str(ROOT)),
             command=shlex.join(words),
