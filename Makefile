@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 SOURCES := $(wildcard meshlib tests examples plugins scripts)
 export PYTEST_WORKERS
 
-.PHONY: help demo test check lint format typecheck imports unit components bench soak kernel-qemu clean venv venv-dev
+.PHONY: help demo test check lint format typecheck imports unit components bench soak kernel-cluster kernel-qemu clean venv venv-dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ soak: venv-dev ## ten minutes of churn with 200 endpoints: memory, threads and d
 .PHONY: versions
 versions: venv-dev ## the clients against the oldest and the newest supported httpx, httpx2 and grpcio
 	@scripts/versions.sh
+
+kernel-cluster: venv-dev components ## the agent beside kube-proxy on one cluster, in a guest with ipvs (root; about five minutes)
+	@MESHLIB_GUEST_CLUSTER=1 .venv/bin/python -m pytest tests/kernel/uml/test_agent_end_to_end.py \
+		tests/kernel/uml/test_agent_against_kube_proxy.py $(PYTEST_ARGS)
 
 kernel-qemu: venv-dev ## ipvs with its companion table, in a stock Debian kernel under qemu (root; about three minutes)
 	@MESHLIB_QEMU_PYTHON=.venv/bin/python tests/kernel/qemu/run.sh $(PYTEST_ARGS)

@@ -7,6 +7,7 @@ Run them like any others. A test outside is never executed there, nor are its fi
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,17 @@ _REPORTS = pytest.StashKey[dict[bool, Reports]]()
 _TROUBLE = pytest.StashKey[dict[bool, Exception]]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+#: Set by `make kernel-cluster`: a cluster in the guest takes minutes, longer than all other tests of this folder.
+CLUSTER = "MESHLIB_GUEST_CLUSTER"
+
+
+@pytest.hookimpl(tryfirst=True)  # before the tests are given to workers by their groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not os.environ.get(CLUSTER) and not relay.inside():
+        left_out = [item for item in items if HERE in item.path.parents and _with_cluster(item)]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("kernel")
@@ -61,8 +72,10 @@ def _reports(item: pytest.Item) -> Sequence[pytest.TestReport]:
             done[boot] = _run(item.session, boot)
         except (NotAvailable, guest.GuestFailed) as error:
             troubles[boot] = error
-    reports = done[boot].get(item.nodeid)
+    reports = done[boot].get(_plain(item.nodeid))
     if reports:
+        for report in reports:
+            report.nodeid = item.nodeid
         return reports
     trouble = troubles.get(boot, guest.GuestFailed("the guest told nothing about this test"))
 
@@ -75,6 +88,11 @@ def _reports(item: pytest.Item) -> Sequence[pytest.TestReport]:
     return [item.ihook.pytest_runtest_makereport(item=item, call=call)]
 
 
+def _plain(nodeid: str) -> str:
+    """Without the group that pytest-xdist adds to it."""
+    return nodeid.removesuffix("@uml")
+
+
 def _with_cluster(item: pytest.Item) -> bool:
     return "kube" in getattr(item, "fixturenames", ())
 
@@ -82,7 +100,7 @@ def _with_cluster(item: pytest.Item) -> bool:
 def _run(session: pytest.Session, boot: bool) -> Reports:
     guest.kernel()
     mine = [item for item in session.items if HERE in item.path.parents and _with_cluster(item) is boot]
-    names = [item.nodeid for item in mine]
+    names = [_plain(item.nodeid) for item in mine]
     # Not under /tmp, which the guest has for itself.
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="meshlib-guest-") as name:
         folder = Path(name)
