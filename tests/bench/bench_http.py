@@ -63,7 +63,8 @@ def hosts(count: int) -> list[str]:
 
 
 #: A name of ours, as an application would write it.
-URL = f"http://orders.internal{PATH}"
+HOST = "http://orders.internal"
+URL = f"{HOST}{PATH}"
 
 
 def target(count: int, port: int) -> str:

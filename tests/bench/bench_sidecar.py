@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import httpx
 
-from meshlib.clients.httpx.transport import AsyncMeshTransport, MeshTransport
-from tests.bench.bench_http import AIO_ENDPOINTS, LIMITS, PATH, hosts, mesh_for, sized, target
+from meshlib.clients.httpx.wrapping import wrap
+from tests.bench.bench_http import AIO_ENDPOINTS, HOST, LIMITS, PATH, hosts, mesh_for, sized
 from tests.bench.verdict import at_least, both, less_than
 from tests.components.fast_http import FastHttp
 from tests.components.process import NotAvailable, free_port
@@ -69,9 +69,9 @@ def in_a_row(client: httpx.Client, url: str, requests: int) -> Took:
 
 def sync_ways(urls: dict[str, str], port: int, rounds: int, seconds: float) -> dict[str, list[Took]]:
     with contextlib.ExitStack() as stack:
-        mesh = stack.enter_context(mesh_for("fast"))
-        transport = MeshTransport(target(AIO_ENDPOINTS, port), mesh=mesh, limits=LIMITS)
-        clients = {DIRECT: (stack.enter_context(httpx.Client(transport=transport)), "http://orders.shop.svc")}
+        mesh = stack.enter_context(mesh_for("fast", AIO_ENDPOINTS, port))
+        direct = wrap(stack.enter_context(httpx.Client(limits=LIMITS)), mesh)
+        clients = {DIRECT: (direct, HOST)}
         for kind, url in urls.items():
             clients[kind] = (stack.enter_context(httpx.Client(limits=LIMITS)), url)
         sizes = {}
@@ -109,12 +109,9 @@ async def aio_clients(
     urls: dict[str, str], port: int
 ) -> AsyncIterator[dict[str, Callable[[], Awaitable[object]]]]:
     async with contextlib.AsyncExitStack() as stack:
-        mesh = await stack.enter_async_context(mesh_for("fast"))
-        transport = AsyncMeshTransport(target(AIO_ENDPOINTS, port), mesh=mesh, limits=LIMITS)
-        direct = await stack.enter_async_context(httpx.AsyncClient(transport=transport))
-        clients: dict[str, Callable[[], Awaitable[object]]] = {
-            DIRECT: lambda: direct.get(f"http://orders.shop.svc{PATH}")
-        }
+        mesh = await stack.enter_async_context(mesh_for("fast", AIO_ENDPOINTS, port))
+        direct = wrap(await stack.enter_async_context(httpx.AsyncClient(limits=LIMITS)), mesh)
+        clients: dict[str, Callable[[], Awaitable[object]]] = {DIRECT: lambda: direct.get(HOST + PATH)}
         for kind, url in urls.items():
             client = await stack.enter_async_context(httpx.AsyncClient(limits=LIMITS))
             clients[kind] = lambda client=client, url=url: client.get(url + PATH)
