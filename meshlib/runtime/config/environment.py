@@ -6,7 +6,7 @@ from pathlib import Path
 
 from meshlib.discovery.dns.names import parse_resolv_conf
 from meshlib.errors import ConfigError, TargetError
-from meshlib.model.address import AddressPolicy
+from meshlib.model.address import METADATA, AddressPolicy
 from meshlib.model.hosts import cluster_domain_of
 from meshlib.model.target import Target, TargetDefaults
 from meshlib.runtime.config.checks import LABEL
@@ -48,9 +48,11 @@ def alias_targets(config: Config, defaults: TargetDefaults) -> dict[str, Target]
 
 
 def address_policy(config: Config) -> AddressPolicy:
-    """``[address]`` as the policy that every address of a control plane must pass."""
+    """``[address]`` as the policy that every address of a control plane must pass; ``deny`` adds to METADATA."""
     settings = config.address
-    return AddressPolicy(allow_loopback=settings.allow_loopback, allow=settings.allow, deny=settings.deny)
+    return AddressPolicy(
+        allow_loopback=settings.allow_loopback, allow=settings.allow, deny=(*METADATA, *settings.deny)
+    )
 
 
 def _content(path: str | Path) -> str:

@@ -83,6 +83,16 @@ def test_address_policy_follows_the_settings() -> None:
         policy.check("10.1.2.3")
 
 
+@pytest.mark.parametrize("address", ["100.100.100.200", "168.63.129.16", "fd00:ec2::254", "169.254.169.254"])
+@pytest.mark.parametrize("settings", [{}, {"deny": ["10.1.0.0/16"]}], ids=["default", "deny"])
+def test_metadata_services_are_refused_whatever_is_configured(
+    settings: dict[str, object], address: str
+) -> None:
+    """They hand out credentials, and not all are link-local: no configuration loses them from the policy."""
+    with pytest.raises(DataError):
+        address_policy(load_config({"address": settings}, {})).check(address)
+
+
 def test_bad_alias_cannot_be_configured() -> None:
     """An alias that is no target is refused when the configuration is read."""
     with pytest.raises(ConfigError):
