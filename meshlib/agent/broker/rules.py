@@ -28,11 +28,16 @@ _NF_TABLES, _CONNTRACK = 10, 1
 _NF_READS = frozenset({1, 4, 7, 10, 13, 16})
 _NF_WRITES = frozenset({0, 2, 3, 5, 6, 8, 9, 11, 12, 14})
 _BATCHES = frozenset({0x10, 0x11})
+#: Families of tables that are ours: IPv4, IPv6, ARP.
+_NF_FAMILIES = frozenset({2, 10, 3})
+#: Removing a table, and the attribute that names one by its number, which the kernel prefers to the name.
+_DELETE_TABLE, _TABLE_NUMBER = 2, 4
 _CONNTRACK_GET, _CONNTRACK_DELETE = 1, 2
 _READ_ROUTES = frozenset({18, 22, 26})
 _LINKS, _ADDRESSES, _ROUTES = frozenset({16, 17}), frozenset({20, 21}), frozenset({24, 25})
 _ROUTE = Struct("=BBBBBBBB")
 _LOCAL_TABLE, _LOCAL = 255, 2
+_SINGLE = {2: 32, 10: 128}
 _ADDRESS = Struct("=BBBBI")
 _LINK = Struct("=BxHiII")
 _MAKE = {3: DEVICE.encode() + b"\0", 18: attribute(1, b"dummy\0")}
@@ -93,8 +98,13 @@ def _netfilter(kind: int, payload: bytes) -> str:
             return ""
         if command not in _NF_WRITES:
             return f"nf_tables command {command}"
+        if payload[:1] and payload[0] not in _NF_FAMILIES:
+            return f"an nf_tables table of family {payload[0]}"
+        attributes = list(parse_attributes(payload, 4))
+        if command == _DELETE_TABLE and any(number == _TABLE_NUMBER for number, _ in attributes):
+            return "the removal of an nf_tables table by its number"
         # The kernel takes the last one of several.
-        names = [string(value) for number, value in parse_attributes(payload, 4) if number == 1]
+        names = [string(value) for number, value in attributes if number == 1]
         if not names or not all(name.startswith(TABLES) for name in names):
             return f"nf_tables table {names[-1] if names else 'unnamed'!r:.60}, which is not ours"
         return ""
@@ -111,11 +121,13 @@ def _route(kind: int, payload: bytes, device: int | None) -> str:
     if kind in _READ_ROUTES:
         return ""
     if kind in _ROUTES and len(payload) >= 12:
-        _, _, _, _, table, protocol, _, route_type = _ROUTE.unpack_from(payload)
+        family, length, _, _, table, protocol, _, route_type = _ROUTE.unpack_from(payload)
         numbers = {number for number, _ in parse_attributes(payload, 12)}
         # Attribute 15 would name another table.
         ours = (table, protocol, route_type) == (_LOCAL_TABLE, ROUTING_PROTOCOL, _LOCAL) and 15 not in numbers
-        return "" if ours else "a route that is not one of ours"
+        # One address: a range would make all of it this host's.
+        single = length == _SINGLE.get(family)
+        return "" if ours and single else "a route that is not one of ours"
     if kind in _ADDRESSES and len(payload) >= 8:
         index = _ADDRESS.unpack_from(payload)[4]
         return "" if index == device else "an address of a device that is not ours"

@@ -47,7 +47,11 @@ class Ledger:
             except msgspec.DecodeError:
                 self.broken += 1
                 continue
-            if not self._replay(record):
+            try:
+                known = self._replay(record)
+            except TypeError:  # a name that is no name of ours: an object, say
+                known = False
+            if not known:
                 self.unknown.append(line)
 
     def _replay(self, record: Any) -> bool:

@@ -24,6 +24,7 @@ class LedgerFile:
         self.ledger = Ledger()
         self._lock = -1
         self._file = -1
+        self._behind = False  # a write failed: the file says less than the ledger, or ends in half a line
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -41,16 +42,19 @@ class LedgerFile:
             self._replace()
 
     def write(self, lines: bytes) -> None:
-        """Append, durably; afterwards the objects may be made. Raises OSError."""
-        if not lines:
+        """Append, durably; afterwards the objects may be made. Raises OSError. What a failed write left out comes with
+        the next one, whatever its lines: the ledger does not give them a second time."""
+        if not lines and not self._behind:
             return
-        if self.ledger.needs_compaction:
+        behind, self._behind = self._behind, True
+        if behind or self.ledger.needs_compaction:
             self._replace()  # what the lines say is in the ledger already
-            return
-        view = memoryview(lines)
-        while view:
-            view = view[os.write(self._file, view) :]
-        os.fdatasync(self._file)
+        else:
+            view = memoryview(lines)
+            while view:
+                view = view[os.write(self._file, view) :]
+            os.fdatasync(self._file)
+        self._behind = False
 
     def close(self) -> None:
         """Let go of the lock; the file stays."""

@@ -26,8 +26,10 @@ def nf(command: int, *attributes: bytes, subsystem: int = 10) -> Request:
     return Request(subsystem << 8 | command, 0, b"\x02\0\0\0" + b"".join(attributes))
 
 
-def route(table: int = 255, protocol: int = 0x6D, kind: int = 2, extra: bytes = b"") -> Request:
-    return Request(24, 0, struct.pack("=BBBBBBBBI", 2, 32, 0, 0, table, protocol, 254, kind, 0) + extra)
+def route(
+    table: int = 255, protocol: int = 0x6D, kind: int = 2, length: int = 32, extra: bytes = b""
+) -> Request:
+    return Request(24, 0, struct.pack("=BBBBBBBBI", 2, length, 0, 0, table, protocol, 254, kind, 0) + extra)
 
 
 def test_what_the_backends_send_passes() -> None:
@@ -72,12 +74,17 @@ def test_what_the_backends_send_passes() -> None:
         (NETFILTER, nf(2), "unnamed"),
         (NETFILTER, nf(12, attribute(1, b"meshlib\0"), attribute(1, b"filter\0")), "'filter'"),
         (NETFILTER, nf(12, attribute(1, b"filter\0"), attribute(1, b"meshlib\0")), "not ours"),
+        # The kernel prefers a table's number to its name.
+        (NETFILTER, nf(2, attribute(1, b"meshlib\0"), attribute(4, bytes(7) + b"\1")), "by its number"),
+        (NETFILTER, Request(0x0A00, 0, b"\x01\0\0\0" + attribute(1, b"meshlib\0")), "table of family 1"),
         (NETFILTER, nf(2, subsystem=1), "connection tracking command 2"),
         (NETFILTER, nf(0, subsystem=1), "connection tracking command 0"),
         (NETFILTER, nf(0, subsystem=4), "netfilter subsystem 4"),
         (ROUTE, route(table=254), "a route that is not one of ours"),
         (ROUTE, route(protocol=3), "a route that is not one of ours"),
         (ROUTE, route(kind=1), "a route that is not one of ours"),
+        (ROUTE, route(length=0), "a route that is not one of ours"),
+        (ROUTE, route(length=24), "a route that is not one of ours"),
         (ROUTE, route(extra=attribute(15, struct.pack("=I", 254))), "a route that is not one of ours"),
         (ROUTE, Request(16, 0, bytes(16) + attribute(3, b"eth0\0")), "a device that is not ours"),
         (ROUTE, rtnl.add_dummy("eth9"), "a device that is not ours"),

@@ -29,6 +29,41 @@ _LINE = re.compile(
     rf"\*(mangle|filter|nat)|COMMIT|:{_OURS} - \[0:0\]|-A {_OURS} [^\0]+|-X {_OURS}"
     rf"|-(D [A-Z]+|I [A-Z]+ 1) [^\0]*-j {_OURS}"
 )
+#: The words of our rules, as we write them and as iptables-save prints them. There are options that have a program run
+#: (--modprobe) or files read: what is not here is refused.
+_WORD = re.compile(r'"[^"\\]*"|[^\s"\\]+')
+_OPTIONS = frozenset(
+    [
+        "-m",
+        "-j",
+        "-s",
+        "-d",
+        "-p",
+        "--comment",
+        "--ctstate",
+        "--mark",
+        "--set-xmark",
+        "--dport",
+        "--src-type",
+        "--dst-type",
+        "--mode",
+        "--probability",
+        "--name",
+        "--update",
+        "--set",
+        "--seconds",
+        "--reap",
+        "--rsource",
+        "--mask",
+        "--to-destination",
+        "--random-fully",
+        "--reject-with",
+    ]
+)
+_MATCHES = frozenset(
+    ["comment", "conntrack", "mark", "addrtype", "recent", "statistic", "tcp", "udp", "sctp"]
+)
+_TARGETS = frozenset(["ACCEPT", "DNAT", "DROP", "MARK", "MASQUERADE", "REJECT", "RETURN"])
 _KEPT = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG")
 _MAIN = "import sys; from meshlib.agent.backends.iptables.helper import main; main(int(sys.argv[1]))"
 #: Seconds that the helper has to end after its connection was closed.
@@ -52,8 +87,29 @@ def refusal(words: Sequence[str], text: str) -> str:
     """Why this is not run; "" where it is. Pure."""
     if not _COMMAND.fullmatch(" ".join(words)):
         return f"no program of iptables: {' '.join(words)!r:.80}"
-    strange = next((line for line in text.splitlines() if not _LINE.fullmatch(line)), None)
+    strange = next((line for line in text.splitlines() if not _ours(line)), None)
     return f"no rule of ours: {strange!r:.80}" if strange is not None else ""
+
+
+def _ours(line: str) -> bool:
+    if not _LINE.fullmatch(line):
+        return False
+    if not line.startswith("-") or line.startswith("-X"):
+        return True
+    words = _WORD.findall(line)
+    # Quotes anywhere else would hide an option; so would a word that another one runs into.
+    if " ".join(words) != line:
+        return False
+    options = words[3 if words[0] == "-I" else 2 :]
+    for before, word in zip(("", *options), options, strict=False):
+        known = {
+            "-m": word in _MATCHES,
+            "-j": word in _TARGETS or re.fullmatch(_OURS, word) is not None,
+            "--comment": True,
+        }.get(before, word in _OPTIONS or word[0] not in '-"')
+        if not known:
+            return False
+    return True
 
 
 class Helper:
@@ -86,7 +142,7 @@ class Helper:
         return Done(answer.code, answer.output, answer.error)
 
     def close(self) -> None:
-        """It ends by itself, and is killed when it does not."""
+        """It ends by itself, and is killed when it does not. Safe to call twice."""
         self._connection.close()
         try:
             self._process.wait(_PATIENCE)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path("/proc/sys")
 
+#: What is ever set is below it: a ledger that was tampered with leads nowhere else.
+_OURS = re.compile(r"net(\.[a-z0-9_]+)+")
 #: Between these a reused client port met its old, removed endpoint, or waited a second; newer kernels got it right.
 _REUSE_BROKEN_FROM, _REUSE_FIXED_IN = (4, 1), (5, 9)
 
@@ -71,9 +73,13 @@ def set_sysctls(
 
 
 def restore_sysctls(before: Mapping[str, str], root: Path = ROOT) -> dict[str, OSError]:
-    """Put back what ``remember`` was told. One that does not exist any more (a module was unloaded) is restored."""
+    """Put back what ``remember`` was told. One that does not exist any more (a module was unloaded) is restored; one
+    that cannot be ours is left alone, with EINVAL."""
     failed: dict[str, OSError] = {}
     for name, value in before.items():
+        if not _OURS.fullmatch(name):
+            failed[name] = OSError(errno.EINVAL, "no kernel setting of ours")
+            continue
         try:
             root.joinpath(*name.split(".")).write_text(value)
         except OSError as error:

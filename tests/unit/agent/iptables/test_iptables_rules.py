@@ -236,6 +236,17 @@ def test_the_helper_runs_nothing_else() -> None:
         "*raw",
         "-X KUBE-SERVICES",
         ":MESHLIB-X ACCEPT [0:0]",
+        # Options that have a program run as the helper, or a file read.
+        "-A MESHLIB-IN -M /tmp/mine -m nothing -j ACCEPT",
+        "-A MESHLIB-IN --modprobe=/tmp/mine -j ACCEPT",
+        "-A MESHLIB-IN --mo /tmp/mine -j ACCEPT",
+        '-A MESHLIB-IN "-M" /tmp/mine -j ACCEPT',
+        '-A MESHLIB-IN -""M /tmp/mine -j ACCEPT',
+        "-A MESHLIB-IN \\-M /tmp/mine -j ACCEPT",
+        "-A MESHLIB-IN -m bpf --object-pinned /sys/fs/bpf/x -j ACCEPT",
+        "-A MESHLIB-IN -m ../../tmp/mine -j ACCEPT",
+        "-A MESHLIB-IN -j NFQUEUE",
+        "-I INPUT 1 -M /tmp/mine -j MESHLIB-IN",
     ):
         assert refusal(words, good.replace("COMMIT", f"{line}\nCOMMIT", 1)), line
 

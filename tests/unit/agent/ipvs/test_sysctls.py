@@ -82,3 +82,13 @@ def test_what_cannot_be_remembered_is_not_changed(root: Path) -> None:
     failed = set_sysctls({"net.ipv4.ip_forward": "1"}, full, root)
     assert failed["net.ipv4.ip_forward"].errno == errno.ENOSPC
     assert (root / "net/ipv4/ip_forward").read_text() == "0\n"
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "kernel.core_pattern", "net.ipv4..", "net", "net.ipv4./x"])
+def test_a_ledger_that_was_tampered_with_leads_nowhere_else(root: Path, name: str) -> None:
+    """Cleaning up runs as root, and the ledger was written by a process that reads what others wrote."""
+    (root / "kernel").mkdir()
+    (root / "kernel" / "core_pattern").write_text("core")
+    failed = restore_sysctls({name: "|/tmp/mine"}, root)
+    assert {key: error.errno for key, error in failed.items()} == {name: errno.EINVAL}
+    assert (root / "kernel" / "core_pattern").read_text() == "core"
