@@ -28,8 +28,8 @@ _CALLS = {
     "x86_64": (0xC000003E, 41, (59, 322, 101, 311, 321, 165, 175, 313, 308, 272)),
     "aarch64": (0xC00000B7, 198, (221, 281, 117, 271, 280, 40, 105, 273, 268, 97)),
 }
-#: The same numbers everywhere: the three of io_uring, which makes sockets past every filter, and pidfd_getfd, which takes
-#: them from other processes.
+#: The same numbers everywhere: the three of io_uring, which makes sockets past every filter, and pidfd_getfd, which
+#: takes them from other processes.
 _NEWER_CALLS = (425, 426, 427, 438)
 #: System calls from here on are those of the x32 interface, under other numbers; no architecture has as many.
 _X32 = 0x40000000
