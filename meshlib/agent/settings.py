@@ -127,7 +127,8 @@ class AgentSettings:
     # -- what tenants may claim (decision D14) ---------------------------------------------------------------------
     #: spec.externalIPs count only inside these; none: never (CVE-2020-8554).
     external_ip_cidrs: tuple[str, ...] = ()
-    #: Where ClusterIPs come from: no load-balancer address may lie here.
+    #: Where ClusterIPs come from, beside what the cluster's ServiceCIDR objects say: no load-balancer address may lie
+    #: here, and an address that no Service has answers nothing (unless service_proxy_name says that others serve here).
     service_cidrs: tuple[str, ...] = ()
     #: Addresses of nodes: no load-balancer address may lie here. Our own are known without.
     node_cidrs: tuple[str, ...] = ()
@@ -160,7 +161,8 @@ class AgentSettings:
     sync_burst: int = 2  #: so that a single change after silence is written at once
     #: Seconds that a removed endpoint keeps its established connections. kube-proxy waits for ever.
     drain_seconds: float = 900.0
-    #: Largest share of all frontends that may go at once; more waits for `confirmations` further complete lists.
+    #: Largest share of all frontends that may go at once or within five minutes; more waits for `confirmations` further
+    #: complete lists.
     panic_share: float = 0.5
     confirmations: int = 2  #: complete lists of the source that a large removal has to outlive
 

@@ -39,8 +39,12 @@ class Planner:
     ``kinds`` gives the order of additions; removals go the other way, after all additions (make before break).
     """
 
-    def __init__(self, kinds: Collection[str]) -> None:
+    def __init__(
+        self, kinds: Collection[str], owner: Callable[[ObjectKey], ObjectKey | None] = lambda key: None
+    ) -> None:
+        """``owner``: the object that another one belongs to (a destination to its virtual server), if any."""
         self.wanted = Wanted()
+        self._owner = owner
         self.applied: dict[ObjectKey, Any] = {}
         self._kinds = tuple(kinds)
         self._pending: set[ObjectKey] = set()
@@ -120,6 +124,12 @@ class Planner:
             else:
                 applied[key] = have
                 different.append(key)
+        if self._foreign:
+            # Neither is anything put into somebody else's, nor what is in there changed.
+            for key in [key for key in self.wanted if self._theirs(key)]:
+                applied.pop(key, None)
+            missing = [key for key in missing if not self._theirs(key)]
+            different = [key for key in different if not self._theirs(key)]
         for key, value in actual.items():
             if key not in self.wanted and (key in self.applied or ours(key)):
                 applied[key] = value
@@ -132,11 +142,14 @@ class Planner:
 
     def adopt(self, actual: Mapping[ObjectKey, Any], keys: Iterable[ObjectKey]) -> None:
         """Somebody else's objects become ours (the operator said so)."""
-        for key in keys:
-            self._foreign.discard(key)
+        adopted = frozenset(keys)
+        self._foreign -= adopted
+        for key in adopted:
             self._counts[key.kind] += key not in self.applied
             self.applied[key] = actual[key]
-            self._judge(key)
+        for key in self.wanted:
+            if key in adopted or self._owner(key) in adopted:
+                self._judge(key)
 
     def _judge(self, key: ObjectKey) -> None:
         """Whether an object waits."""
@@ -148,8 +161,12 @@ class Planner:
             settled = self.applied.get(key, _ABSENT) == wanted[1]
         if settled:
             self._pending.discard(key)
-        elif not self._foreign or key not in self._foreign:
+        elif not self._foreign or not self._theirs(key):
             self._pending.add(key)
+
+    def _theirs(self, key: ObjectKey) -> bool:
+        """Whether somebody else's object stands there, or what it would belong to is somebody else's."""
+        return key in self._foreign or self._owner(key) in self._foreign
 
     def _in_order(self, keys: Iterable[ObjectKey]) -> list[ObjectKey]:
         """By kind, and within a kind by name: a plan must not depend on the order of events."""

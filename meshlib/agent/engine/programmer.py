@@ -61,10 +61,11 @@ class Programmer:
     planner: Planner = field(init=False)
     _hairpins: set[Hairpin] = field(default_factory=set)
     _serving: int = 0  #: frontends that have targets
+    _adopted: set[ObjectKey] = field(default_factory=set)  #: not in the ledger yet
     _audited: bool = False
 
     def __post_init__(self) -> None:
-        self.planner = Planner(self.backend.kinds)
+        self.planner = Planner(self.backend.kinds, self.backend.ledger_key)
         self.planner.change((0,), _NOTHING, self.backend.fixed(self.place))
 
     def move(self, place: Place) -> None:
@@ -92,7 +93,7 @@ class Programmer:
         asked = {**self.held, **changes}
         losing = [key for key, new in asked.items() if self._loses(key, new)]
         self.held = {}
-        if not self.guard.check(self._serving, len(losing), lists):
+        if not self.guard.check(self._serving, len(losing), lists, now):
             self.held = {key: asked.pop(key) for key in losing}
         for key, new in asked.items():
             self._put(key, new)
@@ -125,6 +126,7 @@ class Programmer:
         drift = self.planner.audit(actual, self._ours)
         if self.adopt and drift.foreign:
             self.planner.adopt(actual, drift.foreign)
+            self._adopted.update(drift.foreign)
         self._audited = True
         return drift
 
@@ -139,7 +141,8 @@ class Programmer:
             if auditing:
                 drift = self.audit()
             plan = self.planner.plan()
-            self.record(self.ledger.own(self._ledger_keys(plan, Verb.ADD)))
+            self.record(self.ledger.own([*self._ledger_keys(plan, Verb.ADD), *self._entries(self._adopted)]))
+            self._adopted.clear()
         except (OSError, Malformed) as error:
             self.pace.failed(now)
             return Written(drift=drift, error=error)
@@ -186,5 +189,8 @@ class Programmer:
 
     def _ledger_keys(self, plan: Iterable[Operation], verb: Verb) -> list[ObjectKey]:
         """The entries of the ledger that these operations make or end: those of objects that are their own entry."""
-        keys = (operation.key for operation in plan if operation.verb is verb)
+        return self._entries(operation.key for operation in plan if operation.verb is verb)
+
+    def _entries(self, keys: Iterable[ObjectKey]) -> list[ObjectKey]:
+        """Those of the objects that are their own entry in the ledger."""
         return [key for key in keys if self.backend.ledger_key(key) == key]

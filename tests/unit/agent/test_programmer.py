@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from meshlib.agent.desired import Frontend
-from meshlib.agent.engine.guard import Guard
+from meshlib.agent.engine.guard import WINDOW, Guard
 from meshlib.agent.engine.ledger import Ledger
 from meshlib.agent.engine.programmer import Programmer
 from meshlib.agent.objects import ObjectKey, Verb
@@ -138,13 +138,28 @@ def test_a_foreign_object_in_our_place_is_left_alone() -> None:
     assert written.drift is not None
     assert written.drift.foreign == (service,)
     assert kernel.state[service] == "wlc"
+    want(programmer, frontend("10.96.0.1", 80, "10.1.0.1", "10.1.0.7"), C)
+    assert programmer.write(0.5).plan == ()
     want(programmer)
     programmer.write(1.0)
-    assert kernel.state[service] == "wlc"
+    assert kernel.state == {**kernel.fixed(PLACE), service: "wlc"}
+
+
+def test_adopted() -> None:
+    """Told so, somebody else's object becomes ours with all that belongs to it, and stays ours in the next process."""
+    kernel, disk = FakeKernel(), Disk()
+    service = ObjectKey("service", tuple(A.key))
+    theirs = ObjectKey("destination", (tuple(A.key), "10.9.9.9", 9))
+    kernel.state.update({service: "wlc", theirs: 1})
     adopting = agent(kernel, disk, adopt=True)
     want(adopting, A)
     adopting.write(2.0)
-    assert kernel.state[service] == "rr"
+    adopting.write(40.0)
+    assert kernel.state == {**kernel.fixed(PLACE), **kernel.translate(A, PLACE)}
+    again = agent(kernel, disk)
+    want(again)
+    again.write(50.0)
+    assert kernel.state == kernel.fixed(PLACE)
 
 
 def test_somebody_was_faster() -> None:
@@ -251,6 +266,34 @@ def test_mass_removal_waits() -> None:
         assert len(programmer.frontends) == len(after) + 1
         services = [key for key in kernel.state if key.kind == "service"]
         assert len(services) == len(after) + 1
+
+
+def test_a_mass_removal_in_small_pieces_waits() -> None:
+    """One Service at a time within a while: half of them go, the others wait. What was confirmed, or happened long ago,
+    does not add up, and neither does what came and went."""
+    many = [frontend(f"10.96.1.{n}", 80, "10.1.0.1") for n in range(40)]
+    for pause, held in ((1.0, 20), (WINDOW / 15, 0)):
+        programmer = agent(FakeKernel(), Disk(), guard=Guard(share=0.5, confirmations=2))
+        want(programmer, *many)
+        now = 0.0
+        for each in many:
+            now += pause
+            programmer.change({each.key: None}, 1, now)
+        assert len(programmer.held) == held
+        if held:
+            programmer.change({}, 2, now)
+            assert len(programmer.held) == held
+            programmer.guard.approve()
+            programmer.change({}, 2, now)
+            assert not programmer.held
+    programmer = agent(FakeKernel(), Disk(), guard=Guard(share=0.5, confirmations=2))
+    want(programmer, *many)
+    for number in range(100):
+        extra = frontend(f"10.96.2.{number}", 80, "10.1.0.1")
+        programmer.change({extra.key: extra}, 1, float(number))
+        programmer.change({extra.key: None}, 1, number + 0.5)
+    assert not programmer.held
+    assert len(programmer.frontends) == 40
 
 
 def test_a_list_that_was_wrong_for_a_moment_costs_nothing() -> None:

@@ -153,9 +153,15 @@ class Servers:
         refusals = self._kernel.batch(self._requests(plan, returning))
         again: list[tuple[Operation, Request]] = []
         failures: list[Failed] = []
+        taken = {
+            service_of(plan[index].key)
+            for index, refusal in refusals.items()
+            if plan[index].key.kind == SERVICE and refusal.errno == errno.EEXIST
+        }
         for index, refusal in sorted(refusals.items()):
             operation = plan[index]
-            other = self._other_way(operation, refusal, index in returning)
+            alone = operation.key.kind == DESTINATION and service_of(operation.key) in taken
+            other = None if alone else self._other_way(operation, refusal, index in returning)
             if other is None:
                 failures.append(failed(operation, refusal, _meaning(operation, refusal)))
             else:
@@ -165,10 +171,28 @@ class Servers:
             self._stand_ins.pop(service_of(operation.key), None)
             failures.append(failed(operation, refusal, _meaning(operation, refusal)))
         refused = {each.operation.key for each in failures}
+        if taken:
+            failures += self._take_back(plan, taken, refused)
         for index in returning:
             if plan[index].key not in refused:
                 self._drain.stop(Drained(*split(plan[index].key)))
         return failures
+
+    def _take_back(
+        self, plan: Sequence[Operation], taken: set[ServiceKey], refused: set[ObjectKey]
+    ) -> list[Failed]:
+        """Destinations that went into virtual servers which somebody else made since the kernel was read: out again."""
+        strays = [
+            each
+            for each in plan
+            if each.verb is Verb.ADD
+            and each.key.kind == DESTINATION
+            and each.key not in refused
+            and service_of(each.key) in taken
+        ]
+        codec = self._kernel.codec
+        self._kernel.batch([codec.remove_destination(*split(each.key)) for each in strays])
+        return [Failed(each, 0, "its virtual server is somebody else's") for each in strays]
 
     def _requests(self, plan: Sequence[Operation], returning: set[int]) -> Iterator[Request]:
         """One for each operation, made as it is sent: a node's whole table would be a lot of memory. ``returning``
