@@ -9,10 +9,10 @@ SHELL := /bin/bash
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 # The folders the linters and the formatter look at.
-SOURCES := $(wildcard meshlib tests examples plugins scripts)
+SOURCES := $(wildcard meshlib tests examples plugins scripts docs)
 export PYTEST_WORKERS
 
-.PHONY: help demo test check lint format typecheck imports unit components bench soak kernel-cluster kernel-qemu clean venv venv-dev
+.PHONY: help demo test check docs lint format typecheck imports unit components bench soak kernel-cluster kernel-qemu clean venv venv-dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ venv-dev:
 demo: venv ## real traffic over real local servers, in under a minute; no cluster, no privileges
 	@.venv/bin/python -m meshlib demo
 
-test: venv-dev check components ## everything: linters, types, unit and integration tests
+test: venv-dev check docs components ## everything: linters, types, unit and integration tests
 	@scripts/other_python.sh 3.13
 	@echo "pytest: all of tests/"
 	@.venv/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
@@ -51,6 +51,9 @@ typecheck: venv-dev ## mypy --strict
 
 imports: venv-dev ## the layers of docs/how-it-works.md
 	@.venv/bin/lint-imports
+
+docs: venv-dev ## the pages as a site in build/docs; a warning is an error
+	@scripts/docs.sh
 
 components: ## the real servers for the tests, cached (Kubernetes is built from source once, about five minutes)
 	@tests/components/install.sh

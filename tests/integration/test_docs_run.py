@@ -1,7 +1,8 @@
-"""Every Python block and every command of the pages runs as it is written, against real servers where it names some.
+"""Every block of the pages runs as it is written, against real servers where it names some, or says why it cannot.
 
-The blocks of one page run in order in one process of their own, with warnings as errors; functions called ``test_*``
-are called, as pytest would.
+The Python of one page runs in order in one process of its own, with warnings as errors; functions called ``test_*``
+are called, as pytest would. Commands of ``meshlib`` run in this process; of those that would not end, or look at the
+host, the arguments are parsed. Settings are loaded, manifests parsed.
 """
 
 from __future__ import annotations
@@ -9,36 +10,62 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import click
 import pytest
+import trustme
 import yaml
 from click.testing import CliRunner
 
+from meshlib.agent.load import load_settings
 from meshlib.cli.app import meshlib
 from meshlib.cli.doctor.place import _DOWNWARD
 from meshlib.discovery.kubernetes.rbac import Subject, role_yaml
+from meshlib.runtime.config import load_config
 from tests.components.backends import Backends, GrpcBackend, HttpBackend
 from tests.components.kube import KubeCluster
+from tests.components.pages import PAGES, ROOT, SHELL, Block, Command, all_blocks, commands
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
+BLOCKS = all_blocks()
+PYTHON = [block for block in BLOCKS if block.language == "python" and not block.not_run]
 
-#: Pages whose Python needs a cluster -> what must hold after it.
+#: Pages whose Python needs a cluster -> what must hold after it. All others need nothing but loopback.
 CLUSTER = {
     "README.md": 'assert orders.Get(GetRequest(id=7)).endswith(b":7")',
-    "docs/quickstart.md": 'assert stub.Get(GetRequest(id=7)).endswith(b":7")',
-    "docs/clients-httpx.md": 'assert client.get("http://orders/items").json().startswith("http-")',
     "docs/clients-grpc.md": 'assert order.endswith(b":7")',
+    "docs/clients-httpx.md": 'assert client.get("http://orders/items").json().startswith("http-")',
+    "docs/index.md": 'assert client.get("http://orders.shop.svc/items").json().startswith("http-")',
+    "docs/processes.md": (
+        "assert application({}, lambda *_: None)[0].startswith(b'\"http-')\n"
+        'assert stock().startswith("http-")\n'
+        "meshlib.uninstall()"
+    ),
+    "docs/quickstart.md": 'assert stub.Get(GetRequest(id=7)).endswith(b":7")',
 }
-ALONE = ("docs/extending.md", "docs/how-it-works.md", "docs/testing.md", "docs/transparent.md")
-EMPTY: Mapping[str, str] = {}
+ALONE = sorted({block.page for block in PYTHON} - CLUSTER.keys())
+#: A slow machine is not what is tested.
+PATIENT = {"MESHLIB_SYNC_TIMEOUT": "20"}
+PATIENTLY = {"timeout=1.0": "timeout=40.0", "timeout=2)": "timeout=40)"}
+
+#: Commands that run here. The arguments of all others are parsed: they would not end (run, top, --watch), are about
+#: the host (agent), or ask for workers that run (status); each has tests of its own.
+RUN = ("check-url", "doctor", "rbac", "resolve")
+#: Programs that a page may name although this kind of machine has nothing for them to talk to.
+NOT_HERE = {
+    "kubectl": "a cluster with nodes",
+    "docker": "a container engine",
+    "jq": "only reads what we print",
+}
+#: Exit codes that say something about the world and not about the command.
+FINDINGS = {"check-url": (0, 1), "doctor": (0, 1)}
+LANGUAGES = ("python", "toml", "yaml", "json", "text", *SHELL)
 
 #: What the pages take for granted: generated code, a function of the reader's, and names from the page's prose.
 GIVEN = """
@@ -59,7 +86,7 @@ generated = types.ModuleType("shop_pb2_grpc")
 generated.OrdersStub = OrdersStub
 sys.modules["shop_pb2_grpc"] = generated
 """
-RUN = """
+RUNNER = """
 def run(block):
     code = compile(block, "a block of the page", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     if code.co_flags & inspect.CO_COROUTINE:
@@ -80,24 +107,20 @@ for block in blocks:
 """
 
 
-def blocks(path: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
-
-
 def run(
     page: str,
     environ: Mapping[str, str],
     *,
     after: str = "",
-    replace: Mapping[str, str] = EMPTY,
+    replace: Mapping[str, str] = PATIENTLY,
     **given: object,
 ) -> str:
     """Run a page's Python; ``given`` are further names, ``after`` is run behind the last block."""
     known = "".join(f"{name} = {value!r}\n" for name, value in given.items())
-    found = [*blocks(ROOT / page, "python"), after]
+    found = [*(block.text for block in PYTHON if block.page == page), after]
     for old, new in replace.items():
         found = [block.replace(old, new) for block in found]
-    program = f"{GIVEN}{known}names = dict(globals())\nblocks = {found!r}\n{RUN}"
+    program = f"{GIVEN}{known}names = dict(globals())\nblocks = {found!r}\n{RUNNER}"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
@@ -135,7 +158,7 @@ class Shop:
         self.environ = {
             "MESHLIB_DISCOVERY": json.dumps({"k8s": {"kubeconfig": self.kubeconfig}}),
             "MESHLIB_ADDRESS_ALLOW_LOOPBACK": "true",
-            "MESHLIB_SYNC_TIMEOUT": "20",  # a slow machine is not what is tested
+            **PATIENT,
         }
 
 
@@ -167,68 +190,189 @@ def registry() -> Iterator[str]:
         thread.join()
 
 
-def test_every_page_with_python_is_run() -> None:
-    """A new page, or the first block on an old one, belongs to one of the two tests below."""
-    found = {path.relative_to(ROOT).as_posix() for path in PAGES if blocks(path, "python")}
-    assert found == {*CLUSTER, *ALONE}
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """The folder that docs/tls.md has under /etc/shop."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("frontend").private_key_and_cert_chain_pem.write_to_path(tmp_path / "client.pem")
+    return tmp_path
+
+
+def test_every_block_runs_or_says_why() -> None:
+    """Each block is of a kind that a test below takes, and few say that they cannot be run."""
+    assert [block.place for block in BLOCKS if block.language not in LANGUAGES] == []
+    unrun = [block for block in BLOCKS if block.not_run]
+    away = [one for block in SHELLS for one in commands(block) if one.words and one.words[0] in NOT_HERE]
+    print(*(f"{block.place}: not run: {block.not_run}" for block in unrun), sep="\n")
+    print(*(f"{one.place}: not run: {one}: {NOT_HERE[one.words[0]]}" for one in away), sep="\n")
+    assert len(unrun) * 5 <= len(BLOCKS), "one block of five, at most, may be one that nothing runs"
 
 
 @pytest.mark.parametrize("page", CLUSTER)
 def test_python_of_a_page_with_a_cluster(page: str, shop: Shop) -> None:
     """Real API server, real backends: what a reader copies gets answers."""
     endpoints = [(one.host, one.port) for one in shop.http]
-    patient = {"timeout=2)": "timeout=40)"}  # half of it may be spent on the first answer of the API server
-    run(page, shop.environ, after=CLUSTER[page], replace=patient, endpoints=endpoints)
+    run(page, shop.environ, after=CLUSTER[page], endpoints=endpoints)
     assert sum(one.requests for one in (*shop.http, *shop.grpc)) >= 1
 
 
 @pytest.mark.parametrize("page", ALONE)
-def test_python_of_a_page_alone(page: str, registry: str) -> None:
+def test_python_of_a_page_alone(page: str, registry: str, certificates: Path) -> None:
     """Nothing but loopback is needed; the plugin resolver of docs/extending.md skips what it must not use."""
-    told = run(page, {}, replace={"127.0.0.1:8500": registry})
+    here = {"127.0.0.1:8500": registry, "/etc/shop": str(certificates)}
+    told = run(page, PATIENT, replace={**PATIENTLY, **here})
     if page == "docs/extending.md":
         assert told == "10.0.0.1 8080\n"
 
 
-def commands(text: str) -> Iterator[list[str]]:
-    """The ``meshlib`` commands of a text, without what they are piped into."""
-    for line in text.splitlines():
-        match = re.match(r"\s*(?:kubectl exec \S+ -- python -m )?meshlib (\w.*)", line)
-        if match and not match[1].startswith("COMMAND"):
-            words = shlex.split(match[1], comments=True)
-            yield words[: words.index("|")] if "|" in words else words
+SHELLS = [block for block in BLOCKS if block.language in SHELL and not block.not_run]
 
 
-def shown() -> dict[str, list[str]]:
-    """Every command of the pages' blocks and of --help, by its text."""
-    texts = ["\n".join(re.findall(r"```\n(.*?)```", path.read_text(), re.DOTALL)) for path in PAGES]
-    for name in ("check-url", "demo", "doctor", "rbac", "resolve"):
-        texts.append(CliRunner().invoke(meshlib, [name, "--help"]).output.partition("Examples:")[2])
-    found = {}
-    for text in texts:
-        for words in commands(text):
-            found[shlex.join(words).partition("  ")[0]] = words
+def ours() -> dict[str, Command]:
+    """Every command of ``meshlib`` on the pages and in --help, by its text."""
+    found = {str(one): one for block in SHELLS for one in commands(block) if one.words[:1] == ("meshlib",)}
+    for name in RUN:
+        text = CliRunner().invoke(meshlib, [name, "--help"]).output.partition("Examples:")[2]
+        lines = [line.strip() for line in text.splitlines() if re.match(r" +(meshlib|kubectl) \w", line)]
+        shown = "\n".join(re.split(r" {2,}", line)[0] for line in lines)
+        for one in commands(Block(f"{name} --help", 0, "", shown, "")):
+            if one.words[0] == "meshlib":
+                found.setdefault(str(one), one)
     return found
 
 
-@pytest.mark.parametrize("words", shown().values(), ids=shown().keys())
-def test_commands_of_the_pages(words: list[str], shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command line that a page or --help shows is one that works; agent, demo and --watch have their own tests."""
-    for name, value in shop.environ.items():
+OURS = ours()
+
+
+@pytest.mark.parametrize("text", OURS)
+def test_commands_of_the_pages(text: str, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command line that a page or --help shows is one that works."""
+    words = OURS[text].words[1:]
+    for name, value in (*shop.environ.items(), *OURS[text].environ):
         monkeypatch.setenv(name, value)
-    if words[0] in ("agent", "demo") or "--watch" in words:
-        words = [*words, "--help"]
-    result = CliRunner().invoke(meshlib, words)
-    assert result.exit_code in ((0, 1) if words[0] in ("check-url", "doctor") else (0,)), result.output
+    name = words[0] if words else ""
+    if name not in RUN or "--watch" in words:
+        assert parsed(words)
+        return
+    result = CliRunner().invoke(meshlib, list(words))
+    assert result.exit_code in FINDINGS.get(name, (0,)), result.output
     assert not isinstance(result.exception, Exception), result.output
-    if words[0] == "resolve" and "--help" not in words:
+    if name == "resolve":
         assert shop.http[0].host in result.output
+
+
+def parsed(words: tuple[str, ...]) -> click.Context:
+    """The command's arguments as click takes them; an option that does not exist is an error."""
+    name, command, rest = "meshlib", meshlib, list(words)
+    while isinstance(command, click.Group):
+        context = click.Context(command, info_name=name)
+        found = command.get_command(context, rest[0]) if rest else None
+        assert found is not None, f"meshlib has no command {' '.join(words)!r}"
+        name, command, rest = rest[0], found, rest[1:]
+    try:
+        return command.make_context(name, rest)
+    except click.exceptions.Exit:  # --help
+        return click.Context(command)
+
+
+OTHERS = {
+    f"{one.place} {one}": one for block in SHELLS for one in commands(block) if one.words[:1] != ("meshlib",)
+}
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_other_programs_of_the_pages(text: str) -> None:
+    """make has the target, pip the distribution and its extra, python the file; gunicorn accepts its application."""
+    program, *rest = OTHERS[text].words or ("export",)
+    environ = dict(OTHERS[text].environ)
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert [word for word in rest if "=" not in word and word not in targets] == []
+    elif program == "pip":
+        assert_installable([word for word in rest[1:] if not word.startswith("-")])
+    elif program == "python":
+        assert (ROOT / rest[0]).is_file() or rest[0] == "-m"
+    elif program == "gunicorn":
+        done = subprocess.run(
+            [sys.executable, "-m", "gunicorn", "--check-config", *rest],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr
+    else:
+        assert program == "export" or program in NOT_HERE, "nothing runs this: say why above the block"
+    known = load_config({}, environ={**environ})
+    assert known.warnings == ()
+
+
+def assert_installable(words: list[str]) -> None:
+    """Ours with extras that exist, or what our own groups install."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    known = " ".join(str(each) for group in project["dependency-groups"].values() for each in group)
+    for word in words:
+        name, _, extra = word.rstrip("]").partition("[")
+        if name == "meshlib-sdk":
+            assert {one for one in extra.split(",") if one} <= extras.keys(), word
+        else:
+            plugin = ROOT / "plugins" / name / "pyproject.toml"
+            assert plugin.exists() or re.search(rf"(?:^| ){name}\b", known), word
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.language == "toml" and not b.not_run], ids=lambda block: block.place
+)
+def test_settings_of_the_pages(block: Block, tmp_path: Path) -> None:
+    """Settings of a process and of the agent load; a plugin's entry points are those that meshlib looks for."""
+    path = tmp_path / "settings.toml"
+    path.write_text(block.text)
+    content = tomllib.loads(block.text)
+    if "project" in content:
+        assert {name.partition(".")[0] for name in content["project"]["entry-points"]} == {"meshlib"}
+    elif "node-agent" in block.page:
+        assert load_settings({}, {}, path)
+    else:
+        assert load_config(environ={}, file=path).sources
+
+
+@pytest.mark.parametrize(
+    "block",
+    [b for b in BLOCKS if b.language in ("yaml", "json") and not b.not_run],
+    ids=lambda block: block.place,
+)
+def test_data_of_the_pages(block: Block) -> None:
+    """It is what it says it is, and not empty."""
+    read = yaml.safe_load_all if block.language == "yaml" else lambda text: [json.loads(text)]
+    assert all(list(read(block.text)))
+
+
+def test_the_pod_with_a_token_of_its_own(kube_v1: KubeCluster) -> None:
+    """docs/kubernetes.md: the API server takes it, and meshlib finds the three files where the volume has them."""
+    text = next(b.text for b in BLOCKS if b.page == "docs/kubernetes.md" and "serviceAccountToken" in b.text)
+    pod = yaml.safe_load(text)
+    kube_v1.create_namespace("web")
+    taken = kube_v1.request("POST", "/api/v1/namespaces/web/pods?dryRun=All", pod)
+    (volume,) = taken["spec"]["volumes"]
+    (container,) = taken["spec"]["containers"]
+    paths = [
+        item["path"]
+        for source in volume["projected"]["sources"]
+        for kind in source.values()
+        for item in kind.get("items", [kind])
+    ]
+    assert sorted(paths) == ["ca.crt", "namespace", "token"]
+    (mount,) = container["volumeMounts"]
+    config = load_config(environ={one["name"]: one["value"] for one in container["env"]})
+    assert config.discovery["k8s"]["service_account_dir"] == mount["mountPath"]
 
 
 def test_downward_api_of_the_page_is_that_of_doctor() -> None:
     """The page and doctor give the same lines to paste, and the example's deployment has the first of them."""
-    (block,) = blocks(ROOT / "docs/kubernetes.md", "yaml")
-    assert yaml.safe_load(block) == yaml.safe_load(_DOWNWARD)
+    text = next(b.text for b in BLOCKS if b.page == "docs/kubernetes.md" and b.text.startswith("env:"))
+    assert yaml.safe_load(text) == yaml.safe_load(_DOWNWARD)
 
 
 def test_rights_of_the_example_are_those_of_rbac() -> None:
@@ -240,3 +384,22 @@ def test_rights_of_the_example_are_those_of_rbac() -> None:
     )
     (bound,) = (one for one in example if one["kind"] == "RoleBinding")
     assert bound["subjects"] == binding["subjects"]
+
+
+def test_every_variable_of_the_pages_exists() -> None:
+    """A MESHLIB_ variable that a page names is one that something reads."""
+    read = {
+        name
+        for folder in ("meshlib", "tests", "examples", "scripts")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in re.findall(r"MESHLIB_[A-Z_]+\b", path.read_text())
+    }
+    from meshlib.runtime.config.sources import variables
+
+    read |= {name for names in variables().values() for name in names}
+    named = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in PAGES
+        for name in re.findall(r"MESHLIB_[A-Z_]*[A-Z]\b", path.read_text())
+    }
+    assert sorted(where for where in named if where[1] not in read) == []
