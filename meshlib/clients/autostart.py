@@ -15,13 +15,15 @@ from meshlib.clients import import_hook
 AUTOMATIC = "MESHLIB_INSTALL"
 #: Switches transparent use off, whoever asks for it: ``1``, ``true``, ``yes`` or ``on``.
 DISABLED = "MESHLIB_DISABLED"
+#: The value that means the same and tells who wrote it: the pytest plugin, for the tests and the programs they start.
+IN_TESTS = "tests"
 #: module -> the switch of ``install`` that it belongs to.
 LIBRARIES = {"httpx": "httpx", "httpx2": "httpx", "grpc": "grpc"}
 
 
 def disabled(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether ``MESHLIB_DISABLED`` is on."""
-    return environ.get(DISABLED, "").strip().lower() in ("1", "true", "yes", "on")
+    return environ.get(DISABLED, "").strip().lower() in ("1", "true", "yes", "on", IN_TESTS)
 
 
 def wanted(environ: Mapping[str, str] = os.environ) -> frozenset[str]:

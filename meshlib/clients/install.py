@@ -6,6 +6,7 @@ Importing this module, and ``install`` itself, load no client library: what is n
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from meshlib.clients import import_hook
-from meshlib.clients.autostart import LIBRARIES, disabled, wanted
+from meshlib.clients.autostart import DISABLED, LIBRARIES, disabled, wanted
 from meshlib.errors import ConfigError
 from meshlib.runtime.primitives import new_lock
 
@@ -44,6 +45,9 @@ class _Installation:
 
 _lock = new_lock()
 _current: _Installation | None = None
+#: What ``install`` was asked for while it was switched off: tests that switch it on put it in force (``resume``).
+_asked: _Installation | None = None
+_logger = logging.getLogger("meshlib.install")
 
 
 def install(*, mesh: Mesh | None = None, httpx: bool = True, grpc: bool = True) -> None:
@@ -66,6 +70,23 @@ def install(*, mesh: Mesh | None = None, httpx: bool = True, grpc: bool = True) 
 def uninstall() -> None:
     """Undo ``install``. Requests in flight finish, and clients have their own connections again; gRPC channels that
     were made in the meantime keep working as they are. Without ``install`` it does nothing."""
+    global _asked
+    _asked = None
+    _end()
+
+
+def resume() -> None:
+    """For the pytest plugin: put in force what ``install`` was asked for while it was switched off."""
+    if _asked is not None:
+        _install(_asked)
+
+
+def suspend() -> None:
+    """For the pytest plugin: ``uninstall`` until ``resume``; what was installed since then by the test is gone."""
+    _end()
+
+
+def _end() -> None:
     global _current
     with _lock:
         installation, _current = _current, None
@@ -90,8 +111,12 @@ def install_automatically(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def _install(new: _Installation) -> None:
-    global _current
-    if disabled() or _is_there(_current, new):
+    global _current, _asked
+    if disabled():
+        _asked = _asked or new
+        _logger.info("install() does nothing: %s=%s", DISABLED, os.environ[DISABLED])
+        return
+    if _is_there(_current, new):
         return
     if not new.automatic:
         _mesh_of(new)  # a wrong configuration is told here, where it can be caught

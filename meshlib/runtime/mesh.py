@@ -11,7 +11,7 @@ from types import TracebackType
 
 from meshlib.discovery.base import Resolver, ResolverBuilder
 from meshlib.discovery.dns import lookup as dns_lookup
-from meshlib.errors import DiscoveryError, MeshClosed
+from meshlib.errors import DiscoveryError, MeshClosed, NotSynced
 from meshlib.model.hosts import HostMatch
 from meshlib.model.slices import EndpointSlice
 from meshlib.model.target import Target
@@ -29,6 +29,7 @@ from meshlib.runtime.names import UrlTable
 from meshlib.runtime.observing import emit
 from meshlib.runtime.primitives import StripedLocks
 from meshlib.runtime.registry import has_resolver, picker_builder, resolver_builder
+from meshlib.runtime.under_test import under_test
 from meshlib.runtime.watch import DNS_TIMEOUT, TargetWatch
 
 
@@ -148,6 +149,15 @@ class Mesh:
     ) -> None:
         await asyncio.to_thread(self.close)
 
+    def reset(self) -> None:
+        """Forget everything that is known and release the watches; the next use starts anew. For tests."""
+        for handle in self.handles:
+            handle.stop()
+        self._watches.clear()
+        self._place = None
+        self._urls.forget()
+        process.leave(self)
+
     @property
     def closed(self) -> bool:
         return self._closed
@@ -158,6 +168,8 @@ class Mesh:
 
     def _enter(self) -> process.ProcessRuntime:
         self._check_open()
+        if under_test.off and not self._resolvers:  # resolvers given in code are a test's own
+            raise NotSynced(under_test.off)
         runtime = process.enter(self)
         if self._closed:  # between the two: nobody else would sign us off again
             process.leave(self)
@@ -193,6 +205,8 @@ class Mesh:
                 )
         mesh = weakref.ref(self)
         target = handle.target
+        if under_test.stand_ins is not None and not self._resolvers:
+            target = under_test.stand_ins.target(target)
 
         def vantage(slices: Sequence[EndpointSlice]) -> VantagePoint:
             before = where.vantage
@@ -203,7 +217,7 @@ class Mesh:
 
         detects = target.scheme == "k8s" and self.config.sidecar == "auto"
         locks = StripedLocks()
-        factory = PickerFactory(self.config, str(target), runtime.clock.random)
+        factory = PickerFactory(self.config, str(handle.target), runtime.clock.random)
         balancer = Balancer(
             target,
             Surroundings(
@@ -315,4 +329,6 @@ class _Builders:
         self._given = given
 
     def __call__(self, scheme: str) -> ResolverBuilder:
-        return self._given.get(scheme) or resolver_builder(scheme)
+        stand_ins = under_test.stand_ins
+        standing_in = stand_ins.builder(scheme) if stand_ins is not None else None
+        return self._given.get(scheme) or standing_in or resolver_builder(scheme)

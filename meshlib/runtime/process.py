@@ -148,6 +148,12 @@ def leave(user: Any) -> None:
         stopped.control.stop()
 
 
+def users() -> tuple[Any, ...]:
+    """The Meshes that were used and are open."""
+    with _lock:
+        return tuple(_users)
+
+
 def abandon(watches: list[TargetWatch]) -> None:
     """A Mesh was collected without close(): close its watches, and stop if it was the last. Takes no lock here."""
     runtime = _runtime

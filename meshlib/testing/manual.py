@@ -60,6 +60,19 @@ class ManualResolver:
         """Publish a Service with ready endpoints, given as ``ip:port``; ``fields`` are those of ``Service``."""
         self.publish(service, snapshot(service, addresses, **fields))
 
+    def settle(self, timeout: float = 10.0) -> None:
+        """Wait (seconds) until everything that was published has been taken in. Not on the control thread."""
+        call = self._loop_call
+        if call is None:
+            return  # nobody watches yet
+        taken = threading.Event()
+        try:
+            call(taken.set)
+        except RuntimeError:
+            return  # that loop has ended, and with it those who watched
+        if not taken.wait(timeout):
+            raise TimeoutError(f"the control thread took nothing in for {timeout:g} s")
+
     def forget(self, key: str, publish: Publish) -> None:
         with self._lock:
             self._watchers[key].remove(publish)
