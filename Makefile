@@ -9,7 +9,7 @@ SHELL := /bin/bash
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 # The folders the linters and the formatter look at.
-SOURCES := $(wildcard meshlib tests examples plugins scripts docs)
+SOURCES := $(wildcard meshlib tests examples plugins scripts) docs/conf.py docs/_extensions
 export PYTEST_WORKERS
 
 .PHONY: help demo test check docs lint format typecheck imports unit components bench soak kernel-cluster kernel-qemu clean venv venv-dev
