@@ -15,7 +15,8 @@ def command_config(
     """Load the configuration with a command's options on top; prints the error and exits 2 when it is wrong."""
     try:
         config = load_config()
-        code: dict[str, Any] = {}
+        # A command is nobody that `meshlib status` should find.
+        code: dict[str, Any] = {"status_socket": "off"}
         kubernetes = {"kubeconfig": kubeconfig, "context": context}
         chosen: dict[str, Any] = {key: value for key, value in kubernetes.items() if value}
         if "allow_kubeconfig" not in config.discovery.get("k8s", {}):

@@ -29,6 +29,7 @@ from meshlib.runtime.names import UrlTable
 from meshlib.runtime.observing import emit
 from meshlib.runtime.primitives import StripedLocks
 from meshlib.runtime.registry import has_resolver, picker_builder, resolver_builder
+from meshlib.runtime.status_socket import serve_status
 from meshlib.runtime.under_test import under_test
 from meshlib.runtime.watch import DNS_TIMEOUT, TargetWatch
 
@@ -250,6 +251,7 @@ class Mesh:
         watch = self._watch(runtime, balancer)
         self._watches.append(watch)
         runtime.control.call(runtime.start_watch, watch, detects)
+        runtime.control.call(serve_status, runtime, self.config.status_socket)
         return Live(
             balancer,
             balancer.cell,

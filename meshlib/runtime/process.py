@@ -44,6 +44,8 @@ class ProcessRuntime:
         self.generation = Generation.current
         self.control = ControlThread(self._crashed)
         self.mesh_present = ""  #: the sidecar or ambient mesh found in this pod, in words
+        self.started_at = clock.wall()  #: Unix seconds
+        self.status: object = None  #: the status socket (``status_socket.serve_status``), once there is one
         self._detection: asyncio.Task[None] | None = None
         self._resolvers: dict[tuple[ResolverBuilder, str], Resolver] = {}
 
@@ -152,6 +154,17 @@ def users() -> tuple[Any, ...]:
     """The Meshes that were used and are open."""
     with _lock:
         return tuple(_users)
+
+
+def users() -> tuple[Any, ...]:
+    """The Meshes that were used and are open."""
+    with _lock:
+        return tuple(_users)
+
+
+def current() -> ProcessRuntime | None:
+    """The runtime, if this process has one now. Starts nothing."""
+    return _runtime
 
 
 def abandon(watches: list[TargetWatch]) -> None:

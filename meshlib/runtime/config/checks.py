@@ -125,6 +125,16 @@ def one_of(*choices: str) -> Check:
     return check
 
 
+def status_socket(where: str, value: Any) -> str:
+    """A word, or an absolute path: a worker and the command that asks it rarely have one working directory."""
+    found = text(where, value)
+    if found not in ("auto", "off") and not found.startswith("/"):
+        raise ConfigError(
+            where, f"{found!r} is neither auto, off nor an absolute path", "for example '/run/app'"
+        )
+    return found
+
+
 def word(where: str, value: Any) -> str:
     found = text(where, value)
     if not _WORD.fullmatch(found):

@@ -36,6 +36,7 @@ SCALARS: Mapping[str, Check] = {
     "plugins": checks.words,
     "wire": checks.one_of("httpcore", "fast"),
     "total_connections": checks.connections,
+    "status_socket": checks.status_socket,
 }
 ADDRESS: Mapping[str, Check] = {
     "allow": checks.networks,

@@ -50,6 +50,7 @@ class Config:
     ``wire``: whose connections carry HTTP/1.1, ``httpcore``'s or our own ``fast`` ones (decision D18).
     ``total_connections``: what one httpx client may have open in all; 0: three quarters of the descriptors.
     ``sidecar``: ``auto`` stands back where a mesh is found already (decision D3), ``ignore`` does not look.
+    ``status_socket``: where ``meshlib status`` finds this process: ``auto``, ``off``, or the directory to use instead.
     """
 
     strict: bool = False
@@ -66,6 +67,7 @@ class Config:
     plugins: tuple[str, ...] = ()
     wire: str = "fast"
     total_connections: int = 0
+    status_socket: str = "auto"
     aliases: Mapping[str, str] = field(default_factory=_nothing)
     address: AddressSettings = AddressSettings()
     discovery: Mapping[str, Mapping[str, Any]] = field(default_factory=_nothing)

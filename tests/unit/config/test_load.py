@@ -26,8 +26,10 @@ sidecar = "ignore"
 picker = "least_request"
 hash_key = "header:x-user"
 plugins = ["my-picker"]
+exporters = ["prometheus"]
 wire = "httpcore"
 total_connections = 500
+status_socket = "/run/app"
 
 [picker_settings]
 choices = 3
@@ -66,8 +68,10 @@ def test_every_key_of_a_file_is_read(tmp_path: Path) -> None:
     assert config.sync_timeout == 0.5
     assert (config.picker, dict(config.picker_settings)) == ("least_request", {"choices": 3})
     assert (config.hash_key, config.plugins) == ("header:x-user", ("my-picker",))
+    assert config.exporters == ("prometheus",)
     assert config.wire == "httpcore"
     assert config.total_connections == 500
+    assert config.status_socket == "/run/app"
     assert config.aliases == {
         "orders.internal": "k8s:///orders.shop:http",
         "stock.internal:8080": "dns:///stock.example:80",
@@ -195,6 +199,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"total_connections": -1}, "code: total_connections", "outside 0 to 1048576"),
     ({"total_connections": True}, "code: total_connections", "needs a whole number"),
     ({"total_connections": 1.5}, "code: total_connections", "needs a whole number"),
+    ({"status_socket": "run/app"}, "code: status_socket", "neither auto, off nor an absolute path"),
+    ({"status_socket": True}, "code: status_socket", "needs text"),
     ({"namespace": "*"}, "code: namespace", "not a namespace name"),
     ({"namespace": "../x"}, "code: namespace", "not a namespace name"),
     ({"namespace": "a" * 64}, "code: namespace", "not a namespace name"),

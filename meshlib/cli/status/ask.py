@@ -1,0 +1,106 @@
+"""Asking running programs, all at once; a worker that is stuck delays the others' answers by nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meshlib.cli.status.find import Socket
+from meshlib.runtime.report import SCHEMA
+from meshlib.runtime.status_place import peer_of
+from meshlib.runtime.status_socket import MAX_ANSWER
+
+#: Seconds until a worker must have answered in full. One that computes holds its own answer up; with one that stands
+#: still, nobody wants to wait.
+PATIENCE = 5.0
+#: Bytes of one line: 250 endpoints with the longest names there can be, or the details of a resolver.
+MAX_LINE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One program's answer in the form of the JSON document."""
+
+    socket: Socket
+    found: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A socket that gave no answer, and why."""
+
+    socket: Socket
+    why: str
+
+
+def ask_all(sockets: Iterable[Socket], endpoints: int) -> list[Worker | Silent]:
+    """In the order given. ``endpoints``: how many of each target."""
+
+    async def everybody() -> list[Worker | Silent]:
+        return list(await asyncio.gather(*(_ask(socket, endpoints) for socket in sockets)))
+
+    return asyncio.run(everybody())
+
+
+async def _ask(socket: Socket, endpoints: int) -> Worker | Silent:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return Worker(socket, await _answer(socket, endpoints))
+    except TimeoutError:
+        return Silent(socket, f"no answer within {PATIENCE:g} s: stopped, or too busy to answer")
+    except PermissionError:
+        return Silent(socket, f"only user {socket.uid} and root may ask")
+    except (OSError, EOFError) as error:
+        return Silent(socket, f"{error}" or repr(error))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # it is no meshlib, or of another time
+        return Silent(socket, f"an answer that is not understood: {error!r}")
+
+
+async def _answer(socket: Socket, endpoints: int) -> dict[str, Any]:
+    address = socket.address if isinstance(socket.address, Path) else socket.address.decode()
+    reader, writer = await asyncio.open_unix_connection(address, limit=MAX_LINE)
+    try:
+        peer = peer_of(writer.get_extra_info("socket"))
+        if peer is not None and peer.uid != socket.uid:
+            raise ConnectionError(f"user {peer.uid} answers for user {socket.uid}: not asked")
+        writer.write(json.dumps({"endpoints": endpoints}).encode() + b"\n")
+        return await _assemble(reader)
+    finally:
+        writer.transport.abort()
+
+
+async def _assemble(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """The document from its lines. Raises ConnectionError for a refusal, EOFError when the end is missing."""
+    found: dict[str, Any] = {}
+    received = 0
+    while line := await reader.readline():
+        received += len(line)
+        if received > 2 * MAX_ANSWER:
+            raise ConnectionError("an answer without end")
+        part = json.loads(line)
+        if "error" in part:
+            raise ConnectionError(str(part["error"]))
+        if "end" in part:
+            if not found:
+                raise EOFError("an empty answer")
+            return found
+        if "process" in part:
+            found = {**part["process"], "targets": []}
+            if found["schema"] != SCHEMA:
+                raise ConnectionError(
+                    f"it speaks version {found['schema']} of this report (meshlib {found['versions']['meshlib']}), "
+                    f"we speak {SCHEMA}: use the meshlib of its environment"
+                )
+        elif "target" in part:
+            found["targets"].append(part["target"])
+        elif "endpoints" in part:
+            target = found["targets"][-1]
+            target["endpoints"] += part["endpoints"]
+            target["left_out"] += part["left_out"]
+        elif "cut" in part:
+            found["cut"] = part["cut"]
+    raise EOFError("the answer ended in the middle")

@@ -1,0 +1,255 @@
+"""StatusSocket: answers ``meshlib status`` over a local socket, on the control thread's loop.
+
+One line in, ``{"endpoints": N}``; lines of JSON out: ``process``, then for every target ``target`` and its
+``endpoints`` in pieces, ``end`` at last. Only the process's own user and root may ask. The answer is made while it is
+sent, a piece at a time, so that neither a large Service nor a slow reader holds up the loop, the interpreter or memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from meshlib.model.events import EntrySkipped, EventSink, SourceFailed
+from meshlib.runtime import report, status_place
+from meshlib.runtime.clock import SYSTEM
+from meshlib.runtime.handle import TargetHandle
+from meshlib.runtime.observing import emit
+from meshlib.runtime.process import ProcessRuntime
+from meshlib.runtime.report import EndpointReport
+
+#: Bytes of a request: one small object.
+MAX_REQUEST = 4096
+#: Seconds for one question and its whole answer. 10,000 endpoints take well below one; a reader that needs more is
+#: stuck, or means no good.
+ANSWER_SECONDS = 10.0
+#: Readers at a time; each may hold one piece and the kernel's buffer. People ask, and ``meshlib top`` once a second.
+MAX_READERS = 8
+#: Connections that wait for the loop to accept them.
+BACKLOG = 16
+#: Bytes of an answer: several times 10,000 endpoints. What is beyond is left out, and the answer says so.
+MAX_ANSWER = 16 << 20
+#: Endpoints in one piece: made and encoded in less than a millisecond.
+PIECE = 250
+#: Sockets of others that are looked at when ours is made; a program that is killed all the time leaves more than
+#: ``meshlib status`` may ever come to see.
+SWEEP = 64
+
+
+class StatusSocket:
+    """Belongs to one ProcessRuntime; everything runs on its loop. In a forked child it is forgotten with it."""
+
+    def __init__(self, setting: str, run_blocking: Callable[..., Awaitable[Any]], emit: EventSink) -> None:
+        self.address: Path | bytes | None = None  #: where it listens; bytes: outside the file system
+        self._setting = setting
+        self._run_blocking = run_blocking
+        self._emit = emit
+        self._server: asyncio.Server | None = None
+        self._readers: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        """Listen in the first place that will do. Where there is none, that is reported once and nothing else lacks."""
+        problems: list[str] = []
+        listening = self._bind(problems)
+        if listening is None:
+            where = "; ".join(problems)
+            self._emit(EntrySkipped("configuration", "status_socket", f"no place for a socket: {where}"))
+            return
+        # In two steps, the first of which does not wait: from here on ``close`` finds it, however early it comes.
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=listening, limit=MAX_REQUEST, backlog=BACKLOG, start_serving=False
+        )
+        await self._server.start_serving()
+
+    async def close(self) -> None:
+        """Stop listening, end the answers under way and take the socket away."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if isinstance(self.address, Path):
+            with contextlib.suppress(OSError):  # somebody was faster, or took the directory away
+                self.address.unlink()
+        self.address = None
+        for task in tuple(self._readers):
+            task.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+
+    # -- listening -----------------------------------------------------------------------------------------------
+
+    def _bind(self, problems: list[str]) -> socket.socket | None:
+        uid, name = os.geteuid(), status_place.new_name(os.getpid())
+        for parent in status_place.parents(self._setting, os.environ):
+            directory = status_place.directory(parent, uid)
+            try:
+                with contextlib.suppress(FileExistsError):
+                    directory.mkdir(0o700)
+                if problem := status_place.distrust(directory, uid):
+                    problems.append(f"{directory}: {problem}")
+                    continue
+                listening = _listen(directory / name)
+            except OSError as error:
+                problems.append(f"{directory}: {error.strerror or error}")
+                continue
+            self.address = directory / name
+            _sweep(directory)
+            return listening
+        if self._setting == status_place.AUTO and hasattr(socket, "SO_PEERCRED"):
+            address = status_place.abstract_address(uid, name)
+            try:
+                listening = _listen(address)
+            except OSError as error:
+                problems.append(f"a name outside the file system: {error.strerror or error}")
+                return None
+            self.address = address
+            return listening
+        return None
+
+    # -- answering -----------------------------------------------------------------------------------------------
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            return  # asyncio makes one for each connection; the type checker cannot know
+        self._readers.add(task)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                if refused := self._refuse(writer):
+                    writer.write(_line(error=refused))
+                else:
+                    await self._converse(reader, writer)
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, TimeoutError, ValueError):
+            pass  # whoever asked has gone, is stuck, or asked for nothing: there is nobody to tell
+        except Exception as error:  # a fault of ours, or of a plugin: it must not end in asyncio's log alone
+            self._emit(SourceFailed("status socket", error, stale=True))
+        finally:
+            writer.transport.abort()  # nothing of a reader that does not read stays behind
+            self._readers.discard(task)
+
+    def _refuse(self, writer: asyncio.StreamWriter) -> str:
+        peer = status_place.peer_of(writer.get_extra_info("socket"))
+        if peer is not None and peer.uid not in (0, os.geteuid()):
+            return f"user {peer.uid} may not ask a process of user {os.geteuid()}"
+        if len(self._readers) > MAX_READERS:
+            return f"{MAX_READERS} others are asking already"
+        return ""
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = await reader.readline()
+        try:
+            wanted = msgspec.json.decode(line, type=Question)
+        except msgspec.MsgspecError as error:
+            writer.write(_line(error=f"not a question: {error}"))
+            return
+        sent = 0
+        async for piece in self._answer(wanted.endpoints):
+            if sent + len(piece) > MAX_ANSWER:
+                writer.write(_line(cut=f"the answer is longer than {MAX_ANSWER >> 20} MiB"))
+                break
+            sent += len(piece)
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)  # drain alone does not let others go first
+        writer.write(_line(end=True))
+
+    async def _answer(self, endpoints: int) -> AsyncIterator[bytes]:
+        owners = report.meshes()
+        yield _line(process=report.describe_process(owners))
+        for index, handle in report.handles(owners):
+            found = report.describe_target(index, handle)
+            yield _line(target=found)
+            async for rows, left_out in self._rows(handle, found.requests, endpoints):
+                yield _line(endpoints=rows, left_out=left_out)
+
+    async def _rows(
+        self, handle: TargetHandle, requests: int, endpoints: int
+    ) -> AsyncIterator[tuple[Sequence[EndpointReport], int]]:
+        """Pieces of rows with the number of those that are left out, which is told with the last piece."""
+        live = handle.live
+        if live is None:
+            return
+        balancer, subchannels = live.balancer, live.balancer.subchannels
+        shown = subchannels[:endpoints]
+        for begin in range(0, len(shown), PIECE):
+            yield report.member_rows(balancer, shown[begin : begin + PIECE], requests, live.now()), 0
+        left_out = len(subchannels) - len(shown)
+        if endpoints > len(shown) and report.has_others(balancer):
+            # Walks all entries of all slices at once: not on the loop.
+            others = await self._run_blocking(report.other_rows, balancer)
+            room = endpoints - len(shown)
+            for begin in range(0, min(room, len(others)), PIECE):
+                yield others[begin : min(begin + PIECE, room)], 0
+            left_out += max(0, len(others) - room)
+        if left_out:
+            yield (), left_out
+
+
+class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+    """``endpoints``: how many of each target are to be listed."""
+
+    endpoints: int = report.MAX_ENDPOINTS
+
+
+def serve_status(runtime: ProcessRuntime, setting: str) -> None:
+    """Have this process answer, unless it does or ``setting`` says not to (on the control loop)."""
+    if runtime.status is not None or setting == status_place.OFF or not hasattr(socket, "AF_UNIX"):
+        return
+    status = StatusSocket(setting, runtime.control.run_blocking, emit)
+    runtime.status = status
+    runtime.control.at_close(status.close)
+    runtime.control.spawn(status.start(), name="status socket")
+
+
+def _listen(address: Path | bytes) -> socket.socket:
+    path = os.fsencode(address) if isinstance(address, Path) else address
+    if len(path) > status_place.MAX_PATH:
+        raise OSError(f"the path has more than {status_place.MAX_PATH} bytes")
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        with contextlib.suppress(
+            OSError
+        ):  # not on every system; the directory is closed to others in any case
+            os.fchmod(listening.fileno(), 0o600)
+        listening.bind(path)
+        if isinstance(address, Path):
+            address.chmod(0o600)
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _sweep(directory: Path) -> None:
+    """Remove sockets that processes left which ended without a word. Leaves to ``meshlib status`` what takes longer."""
+    wall = SYSTEM.wall()
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry, _ in zip(entries, range(SWEEP), strict=False):
+            pid = status_place.pid_of(entry.name)
+            path = Path(entry.path)
+            if pid is not None and not _is_there(pid) and status_place.is_dead(path, wall):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def _is_there(pid: int) -> bool:
+    """Whether we see a process of that number: most likely the socket's, which need not be disturbed."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _line(**content: object) -> bytes:
+    return msgspec.json.encode(content, enc_hook=str) + b"\n"
