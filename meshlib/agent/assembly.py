@@ -5,21 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import Callable, Coroutine, Mapping
-from functools import partial
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from math import ceil
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from meshlib.agent.backends.base import Backend
-from meshlib.agent.backends.iptables import IptablesBackend
-from meshlib.agent.backends.iptables.programs import Run
-from meshlib.agent.backends.iptables.programs import run as run_program
-from meshlib.agent.backends.ipvs.backend import IpvsBackend
-from meshlib.agent.backends.ipvs.private import PrivateAddresses
-from meshlib.agent.backends.nftables.backend import NftablesBackend
-from meshlib.agent.backends.nftables.companion_table import CompanionTable
-from meshlib.agent.backends.nftables.transaction import TransactionSocket
 from meshlib.agent.compile.compiler import Compiler, DesiredChange
 from meshlib.agent.engine.garbage import settle
 from meshlib.agent.engine.guard import Guard
@@ -34,7 +24,6 @@ from meshlib.agent.modes import Chosen, Make
 from meshlib.agent.netlink.ipvs import Timeouts
 from meshlib.agent.netlink.socket import Make as MakeSocket
 from meshlib.agent.netlink.socket import NetlinkSocket
-from meshlib.agent.relays import userspace
 from meshlib.agent.settings import AgentSettings, VipBinding
 from meshlib.discovery.base import ResolverContext
 from meshlib.discovery.kubernetes.credentials import SERVICE_ACCOUNT_DIR
@@ -43,11 +32,11 @@ from meshlib.model.events import EventSink
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.control import DaemonExecutor
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from meshlib.agent.backends.iptables.programs import Done, Run
+    from meshlib.agent.backends.nftables.transaction import TransactionSocket
 
-#: The state that must not outlive the kernel's: a tmpfs.
-STATE_FOLDER = Path("/run/meshlib-agent")
-LEDGER, CONTROL = "ledger", "control.sock"
+T = TypeVar("T")
 
 
 def connector(make: MakeSocket | None = None) -> Callable[[int], NetlinkSocket]:
@@ -55,23 +44,39 @@ def connector(make: MakeSocket | None = None) -> Callable[[int], NetlinkSocket]:
     return lambda protocol: NetlinkSocket(protocol, make=make)
 
 
+def run_here(words: Sequence[str], text: str) -> Done:
+    """iptables' programs as children of this process."""
+    from meshlib.agent.backends.iptables.programs import run
+
+    return run(words, text)
+
+
 def makers(
     settings: AgentSettings,
     make: MakeSocket | None = None,
     relays: Make | None = None,
-    run: Run | None = run_program,
+    run: Run | None = run_here,
 ) -> Mapping[str, Make]:
     """How the backends of each mode are made. ``make``: who makes netlink sockets, where this process may not.
     ``relays``: who serves in userspace mode, where anybody does. ``run``: who runs iptables; None: nobody may, and
-    there is no such mode."""
+    there is no such mode.
+
+    A backend's modules are loaded when its mode is tried: all of them together are a fifth of an agent's start.
+    """
 
     def transactions() -> TransactionSocket:
+        from meshlib.agent.backends.nftables.transaction import TransactionSocket
+
         return TransactionSocket(make)
 
     quiet = settings.silent_arp and settings.companion == "nftables"
     seconds = (settings.tcp_timeout, settings.tcp_fin_timeout, settings.udp_timeout)
 
     def ipvs(family: int) -> Backend:
+        from meshlib.agent.backends.ipvs.backend import IpvsBackend
+        from meshlib.agent.backends.ipvs.private import PrivateAddresses
+        from meshlib.agent.backends.nftables.companion_table import CompanionTable
+
         private = PrivateAddresses(settings.private_cidr)
         beside = CompanionTable(family, private.key, connect=transactions)
         return IpvsBackend(
@@ -86,15 +91,24 @@ def makers(
         )
 
     def nftables(family: int) -> Backend:
+        from meshlib.agent.backends.nftables.backend import NftablesBackend
+
         return NftablesBackend(family, connect=transactions)
 
     def iptables(family: int) -> Backend:
-        return IptablesBackend(family, run or run_program)
+        from meshlib.agent.backends.iptables.backend import IptablesBackend
+
+        return IptablesBackend(family, run or run_here)
+
+    def userspace(family: int) -> Backend:
+        from meshlib.agent.relays import userspace
+
+        return userspace(settings, family)
 
     found: dict[str, Make] = {"ipvs": ipvs, "nftables": nftables}
     if run is not None:
         found["iptables"] = iptables
-    return {**found, "userspace": relays or partial(userspace, settings)}
+    return {**found, "userspace": relays or userspace}
 
 
 def engine(
@@ -104,6 +118,7 @@ def engine(
     on_step: Callable[[Step], None],
     on_change: Callable[[int, DesiredChange], None],
     make: MakeSocket | None = None,
+    settled: Callable[[], None] = settle,
 ) -> NodeEngine:
     """The engine over the chosen backends. Nothing is read or written yet."""
     families = {}
@@ -122,7 +137,7 @@ def engine(
         families[family] = FamilyEngine(
             compiler, programmer, Sweep(forgetter.forget if chosen.mode != "userspace" else None)
         )
-    return NodeEngine(families, SYSTEM.now, SYSTEM.wall, on_step, on_change, settled=settle)
+    return NodeEngine(families, SYSTEM.now, SYSTEM.wall, on_step, on_change, settled=settled)
 
 
 def leftovers(
@@ -133,7 +148,10 @@ def leftovers(
     make: MakeSocket | None = None,
     run: Run | None = None,
 ) -> Leftovers:
-    """What other modes, or this one in another shape, may have left on this node. ``run``: as for ``makers``."""
+    """What other modes, or this one in another shape, may have left on this node. ``run``: as for ``makers``.
+
+    Loads the modules of all backends: not before the first sync is over.
+    """
     kept = {kind for backend in chosen.backends.values() for kind in backend.kinds}
     found = shapes(settings, tuple(chosen.backends), make, run)
     return Leftovers(others(chosen.mode, kept, found), ledger.ledger, ledger.write, told)
@@ -143,7 +161,7 @@ def shapes(
     settings: AgentSettings,
     families: tuple[int, ...],
     make: MakeSocket | None = None,
-    run: Run | None = run_program,
+    run: Run | None = run_here,
 ) -> list[tuple[str, int, Backend]]:
     """Every mode, in every shape, that can leave something in the kernel: with its family and a backend that reads and
     removes it. The companion's table is that of mode nftables."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from meshlib.agent.backends.base import Backend
-from meshlib.agent.backends.userspace import Proxy, UserspaceBackend
-from meshlib.agent.backends.userspace.backend import waiting
-from meshlib.agent.backends.userspace.proxy import UDP_IDLE
-from meshlib.agent.backends.userspace.room import Room, room_for
 from meshlib.agent.settings import AgentSettings
 from meshlib.runtime.clock import SYSTEM
+
+if TYPE_CHECKING:
+    from meshlib.agent.backends.userspace import Proxy
+    from meshlib.agent.backends.userspace.room import Room
 
 #: Seconds that open connections have to end by themselves when the agent is told to stop: a kubelet kills after 30.
 GRACE = 20.0
@@ -20,6 +21,8 @@ GRACE = 20.0
 
 def userspace(settings: AgentSettings, family: int) -> Backend:
     """A backend without a loop to serve on: for dry runs and for cleaning up."""
+    from meshlib.agent.backends.userspace import UserspaceBackend
+
     return UserspaceBackend(family, settings.listen_addresses)
 
 
@@ -43,6 +46,11 @@ class Relays:
 
     def __call__(self, family: int) -> Backend:
         """The backend of a family. On any thread but the loop's may it be used."""
+        from meshlib.agent.backends.userspace import Proxy, UserspaceBackend
+        from meshlib.agent.backends.userspace.backend import waiting
+        from meshlib.agent.backends.userspace.proxy import UDP_IDLE
+        from meshlib.agent.backends.userspace.room import Room, room_for
+
         settings, loop = self._settings, self._loop
         drain, idle = settings.drain_seconds, settings.udp_timeout or UDP_IDLE
         if self._room is None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from meshlib.agent.assembly import CONTROL
 from meshlib.agent.ops.control import ask
+from meshlib.agent.state import CONTROL
 from meshlib.cli.agent.options import state_option
 from meshlib.cli.exits import NEGATIVE, OK, stop
 from meshlib.cli.output import output_option, print_json, print_table, visible

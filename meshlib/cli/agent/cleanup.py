@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from meshlib.agent.assembly import LEDGER, shapes
+from meshlib.agent.assembly import shapes
 from meshlib.agent.backends.base import Backend, words
 from meshlib.agent.backends.ipvs.sysctls import restore_sysctls
 from meshlib.agent.engine.cleanup import Cleaned, clean, summary
 from meshlib.agent.engine.ledger_file import LedgerFile
 from meshlib.agent.objects import Operation
+from meshlib.agent.state import LEDGER
 from meshlib.cli.agent.options import settings, settings_options, state_option
 from meshlib.cli.exits import NEGATIVE, OK, UNKNOWN, stop
 from meshlib.cli.output import visible

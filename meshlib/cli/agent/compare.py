@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from meshlib.agent.assembly import CONTROL
 from meshlib.agent.compare.ours import Ours, from_plain, ours
 from meshlib.agent.compare.projection import Difference, Endpoints, difference
 from meshlib.agent.engine.node import NodeEngine
 from meshlib.agent.ops.control import ControlRefused, ask
+from meshlib.agent.state import CONTROL
 from meshlib.cli.agent import theirs
 from meshlib.cli.agent.offline import filled_engine
 from meshlib.cli.agent.options import settings, settings_options, source_options, state_option

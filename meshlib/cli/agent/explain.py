@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from meshlib.agent.assembly import CONTROL
 from meshlib.agent.explain import explain, parse_frontend
 from meshlib.agent.ops.control import ControlRefused, ask
+from meshlib.agent.state import CONTROL
 from meshlib.cli.agent.offline import filled_engine
 from meshlib.cli.agent.options import settings, settings_options, source_options, state_option
 from meshlib.cli.exits import NEGATIVE, OK, UNKNOWN, stop

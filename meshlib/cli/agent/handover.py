@@ -14,12 +14,12 @@ from pathlib import Path
 import click
 
 from meshlib.agent import coexist
-from meshlib.agent.assembly import CONTROL, LEDGER
 from meshlib.agent.engine.ledger_file import LedgerFile
 from meshlib.agent.engine.node import NodeEngine
 from meshlib.agent.explain import parse_frontend
 from meshlib.agent.netlink.socket import NETFILTER, NetlinkSocket
 from meshlib.agent.ops.control import ControlRefused, ask
+from meshlib.agent.state import CONTROL, LEDGER
 from meshlib.agent.surroundings import read_chains
 from meshlib.cli.agent import theirs
 from meshlib.cli.agent.compare import compared, our_side

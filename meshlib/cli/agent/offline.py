@@ -14,6 +14,7 @@ from meshlib.agent.host import read_host
 from meshlib.agent.modes import Chosen, choose
 from meshlib.agent.netlink.socket import ROUTE, NetlinkSocket
 from meshlib.agent.settings import AgentSettings
+from meshlib.agent.state import LEDGER
 from meshlib.discovery.file.cluster import FileCluster
 from meshlib.discovery.kubernetes.cluster import KubernetesCluster
 from meshlib.errors import DiscoveryError
@@ -26,7 +27,7 @@ def filled_engine(
 ) -> tuple[Chosen, NodeEngine]:
     """An engine that knows everything a source told once, and the host. Raises MeshError, OSError."""
     chosen = choose(options.mode, options.families, assembly.makers(options))
-    ledger = LedgerFile(state / assembly.LEDGER, read_only=True)
+    ledger = LedgerFile(state / LEDGER, read_only=True)
     engine = assembly.engine(options, chosen, ledger, lambda step: None, lambda family, change: None)
     with NetlinkSocket(ROUTE) as netlink:
         engine.tell(read_host(netlink))

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from meshlib.agent.assembly import STATE_FOLDER
 from meshlib.agent.load import Loaded, load_settings
+from meshlib.agent.state import STATE_FOLDER
 from meshlib.cli.exits import stop
 from meshlib.errors import ConfigError
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from meshlib.agent.assembly import LEDGER
 from meshlib.agent.backends.ipvs.sysctls import kernel_version, set_sysctls
 from meshlib.agent.engine.ledger_file import LedgerFile
 from meshlib.agent.preparation import lacking, missing_modules, needed
+from meshlib.agent.state import LEDGER
 from meshlib.cli.agent.options import settings, settings_options, state_option
 from meshlib.cli.exits import NEGATIVE, OK, UNKNOWN, stop
 from meshlib.cli.output import visible

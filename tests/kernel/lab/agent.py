@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meshlib.agent.assembly import CONTROL, LEDGER
 from meshlib.agent.ops.control import ControlRefused, ask
+from meshlib.agent.state import CONTROL, LEDGER
 from tests.components.process import Daemon, program, wait_for
 from tests.kernel.lab.net import POD_RANGE
 
