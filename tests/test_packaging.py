@@ -57,7 +57,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["Name"] == "meshlib-sdk"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()
-    assert set(metadata.get_all("Provides-Extra")) == {"http2", "agent", "opentelemetry", "prometheus", "all"}
+    assert set(metadata.get_all("Provides-Extra")) == {"http2", "agent", "all"}
     assert "meshlib = meshlib.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
 
 
