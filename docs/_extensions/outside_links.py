@@ -1,6 +1,7 @@
-"""Links that leave docs/: the pages are read in the repository too, where ``../examples/agent`` leads somewhere.
+"""Links of pages that are read in the repository too.
 
-On the site a link to a document that has a page of its own leads there, and every other one becomes the path, as text.
+There ``../examples/agent`` leads somewhere, and ``clients-httpx.md`` is a fitting text for a link. On the site a link
+out of docs/ leads to the document's own page or becomes the path, as text; one that shows a file name shows the title.
 A path that does not exist is a warning, which the build takes for an error.
 """
 
@@ -20,7 +21,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
-_LINK = re.compile(r"\[(?P<text>[^\]\[]+)\]\((?P<up>(?:\.\./)+)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
+_LINK = re.compile(r"\[(?P<text>[^\]\[]*)\]\((?P<up>(?:\.\./)+)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
+_BY_NAME = re.compile(r"\[(?:[\w-]+\.md)\]\((?=[^):]+\.md[)#])")
 _log = logging.getLogger(__name__)
 
 
@@ -33,13 +35,15 @@ def _told(link: re.Match[str], docname: str) -> str:
     if not (ROOT / path).exists():
         _log.warning("a link to %s, which does not exist", path, location=docname, type="outside_links")
     plain = text.strip("`")
-    if plain in (path, path.rpartition("/")[2]):
-        return f"`{path if '/' not in plain and len(path) < 40 else plain}`"
+    if plain in ("", path, path.rpartition("/")[2]):
+        return f"`{plain or path}`"
     return f"{text} (`{path}`)"
 
 
 def replace_links(app: Sphinx, docname: str, source: list[str]) -> None:
-    source[0] = _LINK.sub(lambda link: _told(link, docname), source[0])
+    """Before the page is parsed."""
+    inside = _BY_NAME.sub("[](", source[0])
+    source[0] = _LINK.sub(lambda link: _told(link, docname), inside)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
