@@ -27,13 +27,15 @@ class Facts:
     services: Mapping[ServiceKey, ServiceFacts] = field(default_factory=dict)
     node: Node = field(default_factory=Node)
     host: Host = field(default_factory=Host)
+    service_ranges: tuple[str, ...] = ()  #: of the ServiceCIDR objects
 
     def after(self, change: ClusterChange) -> Facts:
         """With what a source told. Costs a copy: the incremental compiler does without."""
         services = {**({} if change.complete else self.services), **change.services}
         known = {key: facts for key, facts in services.items() if facts.service is not None}
-        return replace(self, services=known, node=change.node or self.node)
+        ranges = self.service_ranges if change.service_ranges is None else change.service_ranges
+        return replace(self, services=known, node=change.node or self.node, service_ranges=ranges)
 
     def whole(self) -> ClusterChange:
         """Everything about the cluster, told at once."""
-        return ClusterChange(self.services, self.node, complete=True)
+        return ClusterChange(self.services, self.node, complete=True, service_ranges=self.service_ranges)

@@ -17,6 +17,8 @@ metadata: {{name: meshlib-agent}}
 rules:
 - {{apiGroups: [""], resources: [services, nodes], verbs: [list, watch]}}
 - {{apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch]}}
+# Where ClusterIPs come from; only newer API servers have them.
+- {{apiGroups: [networking.k8s.io], resources: [servicecidrs], verbs: [list, watch]}}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding

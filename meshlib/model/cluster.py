@@ -40,6 +40,7 @@ class ClusterChange:
     told before is void. ``node`` None: unchanged. ``triggers``: when the things happened that led to changed slices
     (seconds since 1970, from the endpoint controllers' annotation), for measurements only. ``lists``: how often the
     source has read everything so far; a mass removal counts as confirmed when it outlives some of them.
+    ``service_ranges``: the networks of all ServiceCIDR objects, None: unchanged (or never told).
     """
 
     services: Mapping[ServiceKey, ServiceFacts] = field(default_factory=dict)
@@ -47,16 +48,20 @@ class ClusterChange:
     complete: bool = False
     triggers: Mapping[ServiceKey, tuple[float, ...]] = field(default_factory=dict)
     lists: int = 0
+    service_ranges: tuple[str, ...] | None = None
 
     def then(self, later: ClusterChange) -> ClusterChange:
         """Both as one change, for who was busy meanwhile."""
+        ranges = self.service_ranges if later.service_ranges is None else later.service_ranges
         if later.complete:
-            return ClusterChange(later.services, later.node or self.node, True, later.triggers, later.lists)
+            return ClusterChange(
+                later.services, later.node or self.node, True, later.triggers, later.lists, ranges
+            )
         triggers = dict(self.triggers)
         for key, times in later.triggers.items():
             triggers[key] = triggers.get(key, ()) + times
         services = {**self.services, **later.services}
-        return ClusterChange(services, later.node or self.node, self.complete, triggers, later.lists)
+        return ClusterChange(services, later.node or self.node, self.complete, triggers, later.lists, ranges)
 
 
 #: Called on the source's own thread, with something new each time.

@@ -206,6 +206,15 @@ class WireNode(msgspec.Struct):
     status: NodeStatus | None = None
 
 
+class CidrSpec(msgspec.Struct):
+    cidrs: list[str] | None = None
+
+
+class WireServiceCidr(msgspec.Struct):
+    metadata: NodeMeta
+    spec: CidrSpec | None = None
+
+
 class TriggerAnnotation(msgspec.Struct):
     """The one annotation of slices that is read, and only by who measures how long a change takes."""
 

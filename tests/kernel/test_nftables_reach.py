@@ -9,7 +9,7 @@ import pytest
 
 from meshlib.agent.desired import Masquerade
 from tests.kernel.lab import wanted
-from tests.kernel.lab.lab import HOST_PORT, Lab, Programmed
+from tests.kernel.lab.lab import HOST_PORT, PORT, Lab, Programmed
 from tests.kernel.lab.net import (
     FAR1,
     FAR2,
@@ -217,6 +217,52 @@ def test_service_range_changes(lab: Lab, node: Node, family: int) -> None:
     assert lab.silent("p1", address, 80)
     programmed.program(wanted.desired(lab.place(family, service_ranges=())))
     assert lab.probe("p1", address, 80) == Refused()
+
+
+def test_services_of_another_proxy_in_the_same_range(lab: Lab, node: Node, family: int) -> None:
+    """Whether it translates, after us, or has its addresses on the host: they are not unused, as those beside them."""
+    programmed = node()
+    programmed.program(wanted.desired(programmed.desired.place, cluster_ip(family, to(family, POD1))))
+    translated, local = (of(family, of_(CLUSTER_IP, count)) for count in (20, 21))
+    ip, prefix = ("ip", 32) if family == 4 else ("ip6", 128)
+    rule = f"{ip} daddr {translated} tcp dport 80 dnat to {_at(POD2, family)};"
+    hooks = [f"type nat hook {hook} priority -100; {rule}" for hook in ("prerouting", "output")]
+    lab.network.nft("node", f"table {ip} other {{ chain pre {{ {hooks[0]} }}\nchain out {{ {hooks[1]} }}\n}}")
+    route = f"local {local}/{prefix} dev lo table local"
+    lab.network.ip("node", f"route add {route}")
+    listener = lab.serve("node", "TCP", local, 80)
+    try:
+        for space in ("p1", "out", "node"):
+            assert lab.ask(space, translated, 80).endpoint == of(family, POD2), space
+            assert lab.ask(space, local, 80).endpoint == local, space
+            assert lab.silent(space, of(family, of_(CLUSTER_IP, 22)), 80), space
+    finally:
+        lab.servers.stop(listener)
+        lab.network.ip("node", f"route del {route}")
+        lab.network.nft("node", f"delete table {ip} other")
+
+
+def _at(address: str, family: int) -> str:
+    return f"{address}:{PORT}" if family == 4 else f"[{of(family, address)}]:{PORT}"
+
+
+@pytest.mark.acceptance(61, 66)
+def test_the_node_talks_from_a_virtual_address(lab: Lab, node: Node, family: int) -> None:
+    """A device of the node has the addresses, as kube-proxy's in ipvs mode: an endpoint elsewhere sees the node's."""
+    programmed = node()
+    route = to(family, FAR1)
+    programmed.program(
+        wanted.desired(programmed.desired.place, cluster_ip(family, route), external_ip(family, route))
+    )
+    addresses = [of(family, each) for each in (CLUSTER_IP, EXTERNAL_IP)]
+    device = [f"address {{}} {each}/{32 if family == 4 else 128} dev lo" for each in addresses]
+    lab.network.ip("node", *(each.format("add") for each in device))
+    try:
+        for each in addresses:
+            answer = lab.ask("node", each, 80)
+            assert (answer.endpoint, answer.source in addresses) == (of(family, FAR1), False)
+    finally:
+        lab.network.ip("node", *(each.format("del") for each in device))
 
 
 @pytest.mark.acceptance(113)

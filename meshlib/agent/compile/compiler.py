@@ -75,6 +75,7 @@ class Compiler:
         self._family = family
         self._node = Node()
         self._host = Host()
+        self._ranges: tuple[str, ...] = ()
         self._context = make_context(settings, family, self._node, self._host)
         self._facts: dict[ServiceKey, ServiceFacts] = {}
         self._parts: dict[ServiceKey, Part] = {}
@@ -101,7 +102,7 @@ class Compiler:
         """Take over what a source told, and what the host's kernel says (None: as before)."""
         run = _Run()
         was = self.place
-        moved = self._move(change.node, host)
+        moved = self._move(change.node, host, change.service_ranges)
         changed = self._remember(change, run)
         for key in self._facts if moved else changed:
             self._compile(key, run)
@@ -127,11 +128,12 @@ class Compiler:
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 
-    def _move(self, node: Node | None, host: Host | None) -> bool:
-        """Whether everything has to be looked at again, because the node is another than before."""
+    def _move(self, node: Node | None, host: Host | None, ranges: tuple[str, ...] | None) -> bool:
+        """Whether everything has to be looked at again, because the node or the cluster is another than before."""
         self._node = node if node is not None else self._node
         self._host = host if host is not None else self._host
-        context = make_context(self._settings, self._family, self._node, self._host)
+        self._ranges = ranges if ranges is not None else self._ranges
+        context = make_context(self._settings, self._family, self._node, self._host, self._ranges)
         if context == self._context:
             return False
         self._context = context

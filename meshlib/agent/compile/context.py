@@ -26,8 +26,12 @@ class Context:
     rules: ClaimRules
 
 
-def make_context(settings: AgentSettings, family: int, node: Node, host: Host) -> Context:
-    """The Node's own word counts where there is one; the settings stand in for a node without a cluster."""
+def make_context(
+    settings: AgentSettings, family: int, node: Node, host: Host, service_ranges: tuple[str, ...] = ()
+) -> Context:
+    """The Node's own word counts where there is one; the settings stand in for a node without a cluster.
+    ``service_ranges``: of the cluster's ServiceCIDR objects, in addition to the settings'."""
+    ranges = tuple(dict.fromkeys((*settings.service_cidrs, *service_ranges)))
     addresses = _of_family(node.addresses or settings.node_addresses, family)
     own_pods = _texts(node.pod_ranges or settings.pod_cidrs, family)
     cluster_pods = _texts(settings.cluster_cidrs, family)
@@ -38,7 +42,8 @@ def make_context(settings: AgentSettings, family: int, node: Node, host: Host) -
         pod_ranges=pods,
         masquerade_bit=settings.masquerade_bit,
         source=addresses[0] if addresses else "",
-        service_ranges=_texts(settings.service_cidrs, family),
+        # Where we serve but some Services, the others' addresses are not unused.
+        service_ranges=() if settings.service_proxy_name else _texts(ranges, family),
     )
     rules = ClaimRules(
         family=family,
@@ -46,7 +51,7 @@ def make_context(settings: AgentSettings, family: int, node: Node, host: Host) -
         nodes=settings.node_cidrs,
         own=frozenset(addresses),
         pods=tuple(dict.fromkeys((*own_pods, *cluster_pods))),
-        services=settings.service_cidrs,
+        services=ranges,
         allow_nodes=settings.allow_node_addresses,
     )
     vantage = VantagePoint(node.name or settings.node_name, node.zone or settings.zone, (family,))

@@ -19,6 +19,7 @@ from meshlib.discovery.kubernetes.namespace import COALESCE
 from meshlib.discovery.kubernetes.reflector import Changed, Reflector
 from meshlib.discovery.kubernetes.resources import Resource
 from meshlib.discovery.kubernetes.search import search_credentials
+from meshlib.discovery.kubernetes.service_cidrs import find_service_cidrs
 from meshlib.discovery.kubernetes.transport import TransportFactory, open_transport
 from meshlib.discovery.kubernetes.versions import SliceApi, Versions
 from meshlib.errors import AccessDenied, DiscoveryError, MeshError
@@ -26,15 +27,16 @@ from meshlib.model.cluster import ABSENT, ClusterChange, Node, ServiceFacts, Tel
 from meshlib.model.service import Service, ServiceKey
 
 _DENIED = frozenset({FaultKind.FORBIDDEN, FaultKind.UNAUTHORIZED})
-_FIX = "the agent's ClusterRole needs list and watch on services, endpointslices and nodes"
+_FIX = "the agent's ClusterRole needs list and watch on services, endpointslices, nodes and servicecidrs"
 
 
 class ClusterWatch:
-    """Three watches on one API server. Lives on the control loop; ``tell`` is called there.
+    """The watches of one API server. Lives on the control loop; ``tell`` is called there.
 
     Nothing is told until Services and slices are both known whole (then everything, as one complete change); afterwards
     only what changed. A failing or empty-looking API server takes nothing away: the last good state stays for ever. The
-    Node is waited for as well, unless it cannot be had: then it is known by its name alone.
+    Node is waited for as well, unless it cannot be had: then it is known by its name alone. ServiceCIDRs are told when
+    there are any.
     """
 
     def __init__(self, api: ApiServer, versions: Versions, node_name: str, tell: TellCluster) -> None:
@@ -51,6 +53,7 @@ class ClusterWatch:
         self._dirty: set[ServiceKey] = set()
         self._triggers: dict[ServiceKey, tuple[float, ...]] = {}
         self._node: Node | None = None  # as told last
+        self._ranges: tuple[str, ...] = ()  # as told last
         self._told_lists = 0
         self._told = False
         self._task: asyncio.Task[Any] | None = None
@@ -60,6 +63,10 @@ class ClusterWatch:
         self._slices_feed: Feed[SliceObject] = self._feed(_endpoints, self._find_slices, self._slices_changed)
         self._node_feed: Feed[Node] | None = (
             self._feed(_nothing, self._find_node, self._node_changed) if node_name else None
+        )
+
+        self._ranges_feed: Feed[tuple[str, ...]] = self._feed(
+            _nothing, self._find_ranges, self._ranges_changed
         )
 
     def _feed(self, weight: Any, find: Any, changed: Any) -> Feed[Any]:
@@ -73,6 +80,7 @@ class ClusterWatch:
         self._slices_feed.start("all slices")
         if self._node_feed is not None:
             self._node_feed.start("own node")
+        self._ranges_feed.start("service ranges")
         self._task = self._context.spawn(self._run(), name="k8s cluster")
 
     async def stop(self) -> None:
@@ -81,7 +89,7 @@ class ClusterWatch:
         if task is None:
             return
         task.cancel()
-        feeds = [feed.cancel() for feed in self._feeds()]
+        feeds = [feed.cancel() for feed in (*self._feeds(), self._ranges_feed)]
         await asyncio.wait({task, *(each for each in feeds if each is not None)})
 
     @property
@@ -108,6 +116,7 @@ class ClusterWatch:
             "services_watch": self._services_feed.describe(),
             "slices_watch": self._slices_feed.describe(),
             "node_watch": self._node_feed.describe() if self._node_feed is not None else {},
+            "ranges_watch": self._ranges_feed.describe(),
         }
         problems = [each["problem"] for each in described.values() if each.get("problem")]
         return {
@@ -128,6 +137,7 @@ class ClusterWatch:
     # -- the watches -------------------------------------------------------------------------------------------------
 
     def _feeds(self) -> list[Feed[Any]]:
+        """Without which the state is stale."""
         return [
             each for each in (self._services_feed, self._slices_feed, self._node_feed) if each is not None
         ]
@@ -142,6 +152,9 @@ class ClusterWatch:
 
     async def _find_node(self, failed: Resource[Node] | None) -> Resource[Node]:
         return own_node(self._node_name, self._skips.skip)
+
+    async def _find_ranges(self, failed: Resource[tuple[str, ...]] | None) -> Resource[tuple[str, ...]]:
+        return await find_service_cidrs(self._api, self._skips.skip, self._context.sleep)
 
     def _services_changed(self, change: Changed[Service]) -> None:
         keys = [ServiceKey(*key) for key in change.upserts]
@@ -161,6 +174,9 @@ class ClusterWatch:
         self._alarm.call()
 
     def _node_changed(self, change: Changed[Node]) -> None:
+        self._alarm.call()
+
+    def _ranges_changed(self, change: Changed[tuple[str, ...]]) -> None:
         self._alarm.call()
 
     def _failed(self, fault: Fault) -> None:
@@ -200,10 +216,12 @@ class ClusterWatch:
         triggers = {key: times for key, times in self._triggers.items() if key in services}
         self._triggers = {}
         new_node = node if node != self._node else None
-        if not (first or services or new_node or lists != self._told_lists):
+        ranges = tuple(sorted({each for one in self._ranges_feed.items.values() for each in one}))
+        new_ranges = ranges if ranges != self._ranges else None
+        if not (first or services or new_node or new_ranges is not None or lists != self._told_lists):
             return None
-        self._node, self._told_lists, self._told = node, lists, True
-        return ClusterChange(services, new_node, first, {} if first else triggers, lists)
+        self._node, self._ranges, self._told_lists, self._told = node, ranges, lists, True
+        return ClusterChange(services, new_node, first, {} if first else triggers, lists, new_ranges)
 
     def _facts(self, key: ServiceKey) -> ServiceFacts:
         service = self._services_feed.items.get((key.namespace, key.name))
@@ -295,5 +313,5 @@ def _endpoints(found: SliceObject) -> int:
     return sum(len(each.endpoints) for each in found.slices)
 
 
-def _nothing(node: Node) -> int:
+def _nothing(item: Any) -> int:
     return 0

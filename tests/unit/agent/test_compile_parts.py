@@ -17,7 +17,7 @@ from meshlib.agent.facts import Facts, Host
 from meshlib.agent.settings import AgentSettings, agent_settings
 from meshlib.errors import ConfigError
 from meshlib.model.cluster import ClusterChange, Node, ServiceFacts
-from meshlib.model.service import Service, ServiceKey, ServicePort
+from meshlib.model.service import Service, ServiceKey, ServicePort, ServiceType
 from meshlib.model.slices import EndpointSlice, SliceEndpoint, SlicePort
 
 NODE = Node("node-a", "zone-1", ("192.0.2.1", "2001:db8::1", "203.0.113.9"))
@@ -111,6 +111,33 @@ def test_embedded_addresses_are_refused() -> None:
     for text in ("::ffff:c633:6407", "64:ff9b::c633:6407", "2002:c633:6407::1"):
         assert "is " in rules.refusal(text, external=True)
     assert rules.refusal("2001:db8:5::7", external=True) == ""
+
+
+@pytest.mark.acceptance(78)
+def test_ranges_of_the_cluster() -> None:
+    """ServiceCIDRs come to the settings' own while the agent runs: what no Service has there is silent, and nobody's to
+    claim. Not where others serve in them."""
+    compiler = Compiler(agent_settings({"service_cidrs": ["10.96.0.0/16"]}), 4)
+    assert compiler.place.service_ranges == ("10.96.0.0/16",)
+    ranges = ("10.112.0.0/16", "10.96.0.0/16", "fd00::/108")
+    key = ServiceKey("shop", "web")
+    claims = Service(
+        key=key,
+        type=ServiceType.LOAD_BALANCER,
+        ports=(ServicePort("http", 80),),
+        cluster_ips=("10.96.0.9",),
+        ip_families=(4,),
+        load_balancer_ips=("10.112.0.9",),
+    )
+    compiler.update(ClusterChange({key: ServiceFacts(claims)}, complete=True))
+    assert len(compiler.desired().frontends) == 2
+    change = compiler.update(ClusterChange(service_ranges=ranges))
+    assert change.place is not None
+    assert change.place.service_ranges == ("10.96.0.0/16", "10.112.0.0/16")
+    assert [each.key.address for each in compiler.desired().frontends] == ["10.96.0.9"]
+    assert not compiler.update(ClusterChange(service_ranges=ranges))
+    some = make_context(AgentSettings(service_proxy_name="meshlib"), 4, NODE, HOST, ranges)
+    assert some.place.service_ranges == ()
 
 
 def test_an_age_that_cannot_be_read_is_the_youngest() -> None:

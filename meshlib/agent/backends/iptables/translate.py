@@ -97,7 +97,8 @@ def fixed(place: Place, fully_random: bool = True) -> Objects:
             for chain, ports in ((INSIDE, PORTS_INSIDE), (ALL, PORTS)):
                 put(objects, Name(table, chain, _NODE, f"node ports {address}"), f"-d {address} -j {ports}")
     for each in place.service_ranges:
-        unused = [f"-d {each} -p {transport} -j DROP" for transport in _TRANSPORTS]
+        others = "-m addrtype ! --dst-type LOCAL"  # served by virtual servers of another proxy
+        unused = [f"-d {each} -p {transport} {others} -j DROP" for transport in _TRANSPORTS]
         put(objects, Name(FILTER, ALL, _REST, f"addresses of no Service {each}"), *unused)
     return objects
 

@@ -32,7 +32,7 @@ UPDATE, DELETE = 1, 2
 _FIRST_REGISTER = 8  # of the registers of 4 bytes; below are the verdict (0) and the old ones of 16 bytes
 _META_MARK, _META_L4PROTO = 3, 16
 _CT_STATE = 0
-_CT_INVALID = 1
+_CT_INVALID, _CT_NEW = 1, 8
 _FIB_ADDRTYPE, _FIB_DADDR = 3, 2
 _ADDRTYPE_LOCAL = 2
 _RANDOM = 1
@@ -272,7 +272,21 @@ def invalid() -> tuple[bytes, ...]:
     return load, _bitwise(_CT_INVALID, 0), different(0, host32(0))
 
 
+def new_flow() -> tuple[bytes, ...]:
+    """Go on only if the packet begins a flow."""
+    load = _expression("ct", be32(2, _CT_STATE), _register(1, 0))
+    return load, _bitwise(_CT_NEW, 0), different(0, host32(0))
+
+
 def to_this_host() -> tuple[bytes, ...]:
     """Go on only if the destination is an address of this host."""
-    kind = _expression("fib", _register(1, 0), be32(2, _FIB_ADDRTYPE), be32(3, _FIB_DADDR))
-    return kind, equal(0, host32(_ADDRTYPE_LOCAL))
+    return _destination_type(), equal(0, host32(_ADDRTYPE_LOCAL))
+
+
+def to_others() -> tuple[bytes, ...]:
+    """Go on only if the destination is no address of this host."""
+    return _destination_type(), different(0, host32(_ADDRTYPE_LOCAL))
+
+
+def _destination_type() -> bytes:
+    return _expression("fib", _register(1, 0), be32(2, _FIB_ADDRTYPE), be32(3, _FIB_DADDR))

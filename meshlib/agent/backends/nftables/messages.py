@@ -110,7 +110,7 @@ class Hook(NamedTuple):
     priority: int
 
 
-PREROUTING, OUTPUT, POSTROUTING = 0, 3, 4
+PREROUTING, FORWARD, OUTPUT, POSTROUTING = 0, 2, 3, 4
 
 
 def _request(family: int, message: int, flags: int, *parts: bytes) -> Request:

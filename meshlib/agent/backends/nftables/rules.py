@@ -37,6 +37,7 @@ from meshlib.agent.backends.nftables.layout import (
 )
 from meshlib.agent.backends.nftables.messages import (
     ADDRESS,
+    FORWARD,
     OUTPUT,
     POSTROUTING,
     PREROUTING,
@@ -160,6 +161,8 @@ def chains(family: int, bit: int, pods_known: bool) -> Mapping[str, ChainSpec]:
         ),
         "out": ChainSpec.of(_arrive(family, bit, pods_known, local=True), Hook("nat", OUTPUT, _NAT_PRIORITY)),
         "leave": ChainSpec.of(_leave(family, bit), Hook("nat", POSTROUTING, _SRCNAT_PRIORITY)),
+        "unused": ChainSpec.of(_unused(family), Hook("filter", FORWARD, 0)),
+        "unused_out": ChainSpec.of(_unused(family), Hook("filter", OUTPUT, 0)),
         "strays": ChainSpec.of(_strays(family), Hook("filter", PREROUTING, _FILTER_PRIORITY)),
     }
     return specs
@@ -218,14 +221,13 @@ def _ports(family: int, bit: int, pods_known: bool, local: bool) -> tuple[Rule, 
 
 
 def _arrive(family: int, bit: int, pods_known: bool, local: bool) -> tuple[Rule, ...]:
-    words = _words(family)
     frontend, after = _frontend(VIP, family, 0)
     restricted = (*frontend, x.source(family, after), x.found(RESTRICTED, 0), x.missing(ALLOWED, 0))
     to = x.destination(family, 0)
-    no_transport = [(x.protocol(words), x.equal(words, bytes((number,)))) for number in TRANSPORTS.values()]
     ports = "ports_out" if local else "ports_in"
     rules = [
         Rule("source ranges", (*restricted, x.verdict(x.DROP))),
+        *(_virtual_sources(family, bit) if local else ()),
         *_lookups(VIP, VIP_INSIDE, family, bit, pods_known, local),
         Rule("node ports", (to, x.found(NODE_IPS, 0), x.verdict(x.JUMP, ports))),
         Rule("a ClusterIP's other ports", (to, x.found(CLUSTER_IPS, 0), x.verdict(x.GOTO, REFUSE))),
@@ -234,9 +236,31 @@ def _arrive(family: int, bit: int, pods_known: bool, local: bool) -> tuple[Rule,
             (*x.to_this_host(), to, x.found(OTHER_IPS, 0), x.verdict(x.GOTO, REFUSE)),
         ),
     ]
-    for name, only in zip(TRANSPORTS, no_transport, strict=True):
-        unused = (*only, to, x.found(SERVICE_RANGES, 0), x.verdict(x.DROP))
-        rules.append(Rule(f"addresses of no Service, {name.lower()}", unused))
+    return tuple(rules)
+
+
+def _virtual_sources(family: int, bit: int) -> list[Rule]:
+    """Where a device holds the virtual addresses (ours, kube-proxy's), the node calls one from that very address, and
+    an endpoint elsewhere would answer to its own node."""
+    return [
+        Rule(
+            f"masquerade the node as one of {name}",
+            (x.source(family, 0), x.found(name, 0), *x.set_mark(bit)),
+        )
+        for name in (CLUSTER_IPS, OTHER_IPS)
+    ]
+
+
+def _unused(family: int) -> tuple[Rule, ...]:
+    """After every translation: other proxies may serve Services in the same ranges, by translation or (their addresses
+    are this host's) by virtual servers."""
+    words = _words(family)
+    to = (x.destination(family, 0), x.found(SERVICE_RANGES, 0), x.missing(CLUSTER_IPS, 0))
+    rules = []
+    for name, number in TRANSPORTS.items():
+        only = (x.protocol(words), x.equal(words, bytes((number,))))
+        match = (*x.new_flow(), *only, *to, *x.to_others(), x.verdict(x.DROP))
+        rules.append(Rule(f"addresses of no Service, {name.lower()}", match))
     return tuple(rules)
 
 

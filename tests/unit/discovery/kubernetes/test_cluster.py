@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from meshlib.agent.facts import Facts
 from meshlib.discovery.kubernetes.cluster import KubernetesCluster
+from meshlib.discovery.kubernetes.service_cidrs import RECHECK
 from meshlib.model.cluster import ClusterChange, Node
 from meshlib.model.events import SourceFailed, SourceRecovered
 from meshlib.model.service import ServiceKey
@@ -108,6 +110,58 @@ def test_an_outage_takes_nothing_away() -> None:
         await eventually(lambda: not source.describe()["stale"])
 
     play(test)
+
+
+def cidr(name: str, *cidrs: str) -> dict[str, Any]:
+    meta = {"name": name, "resourceVersion": "7"}
+    return {
+        "kind": "ServiceCIDR",
+        "apiVersion": "networking.k8s.io/v1",
+        "metadata": meta,
+        "spec": {"cidrs": list(cidrs)},
+    }
+
+
+@pytest.mark.acceptance(78)
+def test_ranges_of_service_addresses() -> None:
+    """An API server without ServiceCIDRs is no trouble, and is asked again; once it has them they are told, as is each
+    that comes. Networks that are none are left out."""
+    served = False
+    more = asyncio.Event()
+
+    async def react(request: Request, connection: Connection) -> bool:
+        group = "/apis/networking.k8s.io/v1"
+        if not served or (not request.path.startswith(f"{group}/") and request.path != group):
+            return False
+        if not request.path.endswith("/servicecidrs"):
+            await connection.answer(200, {"kind": "APIResourceList", "resources": [{"name": "servicecidrs"}]})
+        elif not request.watch:
+            items = [cidr("kubernetes", "10.96.0.0/12", "fd00::/108", "ten")]
+            listed = {"kind": "ServiceCIDRList", "metadata": {"resourceVersion": "7"}, "items": items}
+            await connection.answer(200, listed)
+        else:
+            await connection.begin_stream()
+            await more.wait()
+            event = {"type": "ADDED", "object": cidr("more", "10.200.0.0/16")}
+            await connection.chunk(json.dumps(event).encode() + b"\n")
+            await connection.gone()
+        return True
+
+    async def test(server: FakeApiServer, source: KubernetesCluster, told: Told, client: Client) -> None:
+        nonlocal served
+        await always(lambda: told.facts.service_ranges == () and source.live, 300, step=10)
+        assert not any(isinstance(event, SourceFailed) for event in client.events)
+        asked = [request for request in server.requests if "networking" in request.path]
+        assert len(asked) == 2
+        served = True
+        await eventually(lambda: told.facts.service_ranges, 2 * RECHECK)
+        assert told.facts.service_ranges == ("10.96.0.0/12", "fd00::/108")
+        assert source.describe()["skipped"] == 1
+        more.set()
+        await eventually(lambda: "10.200.0.0/16" in told.facts.service_ranges)
+        assert not told.changes[-1].services
+
+    play(test, react=react)
 
 
 @pytest.mark.acceptance(100)
