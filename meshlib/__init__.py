@@ -7,6 +7,7 @@ use (PEP 562).
 * ``wrap``, ``unwrap``, ``MeshTransport``, ``AsyncMeshTransport``: httpx.
 * ``meshlib.grpc.insecure_channel`` and friends: grpc and grpc.aio.
 * ``install``, ``uninstall``: all of that without touching a client or channel.
+* ``start_exporter``: metrics, for Prometheus and OpenTelemetry.
 * ``load_config``, ``errors``.
 
 Pytest rewrites the assertions of packages that hold one of its plugins, as this one does, and warns when it comes too
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from meshlib.model.target import Target
     from meshlib.runtime.config import Config, load_config
     from meshlib.runtime.default import default_mesh, ready
+    from meshlib.runtime.exporters import start_exporter
     from meshlib.runtime.mesh import Mesh
 
 __version__ = "0.1.0"
@@ -41,6 +43,7 @@ __all__ = [
     "install",
     "load_config",
     "ready",
+    "start_exporter",
     "uninstall",
     "unwrap",
     "wrap",
@@ -57,6 +60,7 @@ _HOMES = {
     "install": "meshlib.clients.install",
     "load_config": "meshlib.runtime.config",
     "ready": "meshlib.runtime.default",
+    "start_exporter": "meshlib.runtime.exporters",
     "uninstall": "meshlib.clients.install",
     "unwrap": "meshlib.clients.httpx",
     "wrap": "meshlib.clients.httpx",

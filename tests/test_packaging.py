@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # import name → distribution, where they differ
 DISTRIBUTIONS = {"dns": "dnspython", "grpc": "grpcio", "yaml": "pyyaml"}
 # Imported only where an application has installed and imported it itself.
-OPTIONAL = {"httpx2", "httpcore2", "h2", "prometheus_client", "pytest", "uvicorn"}
+OPTIONAL = {"httpx2", "httpcore2", "h2", "opentelemetry", "prometheus_client", "pytest", "uvicorn"}
 # Looked into by way of httpx (meshlib/clients/httpx/flavour.py), never imported in a statement.
 BY_NAME = {"httpcore"}
 
@@ -57,7 +57,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["Name"] == "meshlib-sdk"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()
-    assert set(metadata.get_all("Provides-Extra")) == {"http2", "agent", "all"}
+    assert set(metadata.get_all("Provides-Extra")) == {"http2", "agent", "opentelemetry", "prometheus", "all"}
     assert "meshlib = meshlib.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
 
 

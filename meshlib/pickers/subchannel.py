@@ -53,12 +53,17 @@ class Subchannel(_Touched):
     Readers take no lock.
     """
 
-    __slots__ = ("__weakref__", "endpoint", "ewma", "ewma_at", "failures", "joined_at", "removed")
+    __slots__ = ("__weakref__", "endpoint", "ewma", "ewma_at", "failures", "joined_at", "removed", "target")
 
     def __init__(
-        self, endpoint: Endpoint, lock: AbstractContextManager[object], joined_at: float = -math.inf
+        self,
+        endpoint: Endpoint,
+        lock: AbstractContextManager[object],
+        joined_at: float = -math.inf,
+        target: str = "",
     ) -> None:
         self.endpoint = endpoint
+        self.target = target  #: whose endpoint it is, as metrics call it
         self.lock = lock
         #: When it joined a set that already had members; -inf: it was there from the start, no ramp.
         self.joined_at = joined_at

@@ -63,8 +63,13 @@ class Surroundings:
     make_subchannels: Callable[[Sequence[Endpoint], float], list[Subchannel]]
     build_picker: PickerFactory
     vantage: Callable[[Sequence[EndpointSlice]], VantagePoint]
+    #: told what discovery says about the Service, each time; None: there is none
+    service: Callable[[Service | None], None] = field(default=lambda service: None)
     mesh_present: Callable[[], str] = field(default=lambda: "")
     strict: bool = False
+    #: Told of Subchannels that are picked no more, after those who use them were.
+    left: Callable[[Iterable[Subchannel]], None] = field(default=lambda subchannels: None)
+    closed: Callable[[Balancer], None] = field(default=lambda balancer: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,7 @@ class Balancer:
             self.snapshot = update
             self.asked = asked or self.target
             self.last_error = None
+            self._around.service(update.service)
         elif isinstance(update, Failure):
             self.last_error = update.error
             if not self.wants_dns:
@@ -145,6 +151,7 @@ class Balancer:
             self.snapshot = None
             self._refused = None
             self.last_error = None
+            self._around.service(None)
             self._fail(lambda: ServiceNotFound(f"{self.label}: {_reason(update)}"), _reason(update))
             return
         self.decide()
@@ -172,6 +179,11 @@ class Balancer:
         if self.snapshot is not None and endpoints == self.set.endpoints:
             self._refused = endpoints
             self.decide()
+
+    def close(self) -> None:
+        """The target is used no more. What was published stays."""
+        self._around.left((*self._subchannels.values(), *self._beside.values()))
+        self._around.closed(self)
 
     def try_pods_again(self) -> None:
         """End the stay at the Service address; the next total refusal starts it again."""
@@ -243,7 +255,11 @@ class Balancer:
     def subchannel_for(self, endpoint: Endpoint) -> Subchannel:
         """A Subchannel outside the set, for the one try through the Service address."""
         known = self._subchannels.get(endpoint.identity)
-        return known or self._around.make_subchannels((endpoint,), -math.inf)[0]
+        if known is not None:
+            return known
+        made = self._around.make_subchannels((endpoint,), -math.inf)
+        self._around.left(made)  # whoever asked uses it once
+        return made[0]
 
     @property
     def subchannels(self) -> tuple[Subchannel, ...]:
@@ -354,10 +370,12 @@ class Balancer:
         self._subchannels = subchannels
         return added, removed
 
-    def _leave(self, subchannels: Iterable[Subchannel]) -> None:
+    def _leave(self, subchannels: Sequence[Subchannel]) -> None:
         for gone in subchannels:
             gone.removed = True
             self._removed(gone)
+        if subchannels:
+            self._around.left(subchannels)
 
     def _offer_dns(self, endpoints: tuple[Endpoint, ...]) -> None:
         """Make ``dns_picker``, while the common bound has not passed. Its Subchannels become those of the set if that

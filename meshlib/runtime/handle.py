@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from meshlib.errors import MeshClosed, NoEndpoints, NotSynced, PickTimeout
 from meshlib.model.events import SourceFailed
 from meshlib.model.target import Target
+from meshlib.observe.catalogue import ERRORS, PICKS, PICKS_QUEUED, error_type, target_label
 from meshlib.pickers.base import Picker, PickInfo
 from meshlib.pickers.hash_key import HashKeySource, HashKeySpec
 from meshlib.pickers.subchannel import Subchannel
@@ -19,7 +20,7 @@ from meshlib.runtime.balancer import Balancer, JoinedCallback, Known, Way
 from meshlib.runtime.cell import Cell, State
 from meshlib.runtime.factory import PickerFactory, client_identity
 from meshlib.runtime.lease import Lease, ServiceLease
-from meshlib.runtime.observing import emit
+from meshlib.runtime.observing import TALLY, emit
 from meshlib.runtime.picking import Pick
 from meshlib.runtime.watch import TargetWatch
 
@@ -64,6 +65,7 @@ class TargetHandle:
     def __init__(self, mesh: Mesh, target: Target, authority: str, hash_key: HashKeySpec | None) -> None:
         self.target = target
         self.authority = authority
+        self._label = target_label(str(target))
         self._hash_key = hash_key
         self.mesh = mesh
         self._lock = threading.Lock()
@@ -82,7 +84,7 @@ class TargetHandle:
         state = live.cell.state
         if state.picker is None:
             if state.error is not None:
-                raise state.error()
+                raise self._failed(state.error())
             return None
         return self._pick(live, state.picker, hash_key, exclude)
 
@@ -124,6 +126,7 @@ class TargetHandle:
         state = live.cell.state
         if not state.settled:
             state = live.cell.wait(state, self._bound(timeout))
+            TALLY.add(PICKS_QUEUED, self._label)
         return self._after_wait(live, state, hash_key, exclude)
 
     async def acquire_async(
@@ -137,6 +140,7 @@ class TargetHandle:
         state = live.cell.state
         if not state.settled:
             state = await live.cell.wait_async(state, self._bound(timeout))
+            TALLY.add(PICKS_QUEUED, self._label)
         return self._after_wait(live, state, hash_key, exclude)
 
     def pick(self, *, hash_key: str | bytes | None = None, timeout: float | None = None) -> Pick:
@@ -278,7 +282,7 @@ class TargetHandle:
         if subchannel is None:
             if exclude:
                 return None
-            raise NoEndpoints(f"{self.target}: every endpoint has weight 0")
+            raise self._failed(NoEndpoints(f"{self.target}: every endpoint has weight 0"))
         if not picker.counts:
             subchannel.begin()
         return Lease(subchannel, live.now, now)
@@ -293,14 +297,20 @@ class TargetHandle:
             # Once more: the offer of the fall-back ends when a state is published, which may have been just now.
             state = live.cell.state
             if state.error is not None:
-                raise state.error()
+                raise self._failed(state.error())
             picker = state.picker
         if picker is None:
-            raise live.balancer.not_synced()
+            raise self._failed(live.balancer.not_synced())
         lease = self._pick(live, picker, hash_key, exclude)
         if lease is None:
-            raise PickTimeout(f"{self.target}: all {len(exclude)} endpoints were tried")
+            raise self._failed(PickTimeout(f"{self.target}: all {len(exclude)} endpoints were tried"))
         return lease
+
+    def _failed(self, error: Exception) -> Exception:
+        """Count a pick that found nothing, on its way out."""
+        TALLY.add(PICKS, self._label, "failed")
+        TALLY.add(ERRORS, self._label, error_type(error))
+        return error
 
     def _bound(self, timeout: float | None) -> float:
         bound = self.mesh.config.sync_timeout

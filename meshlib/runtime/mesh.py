@@ -12,6 +12,7 @@ from types import TracebackType
 from meshlib.discovery.base import Resolver, ResolverBuilder
 from meshlib.discovery.dns import lookup as dns_lookup
 from meshlib.errors import DiscoveryError, MeshClosed, NotSynced
+from meshlib.model.endpoint import Endpoint
 from meshlib.model.hosts import HostMatch
 from meshlib.model.slices import EndpointSlice
 from meshlib.model.target import Target
@@ -22,6 +23,7 @@ from meshlib.runtime import place, process
 from meshlib.runtime.balancer import Balancer, JoinedCallback, Known, Surroundings, Way
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.config import Config, TargetSettings, address_policy, load_config, target_defaults
+from meshlib.runtime.exporters import start_configured
 from meshlib.runtime.factory import PickerFactory
 from meshlib.runtime.handle import Live, TargetHandle
 from meshlib.runtime.lookup import DnsFallback
@@ -30,6 +32,7 @@ from meshlib.runtime.observing import emit
 from meshlib.runtime.primitives import StripedLocks
 from meshlib.runtime.registry import has_resolver, picker_builder, resolver_builder
 from meshlib.runtime.status_socket import serve_status
+from meshlib.runtime.totals import BOOK
 from meshlib.runtime.under_test import under_test
 from meshlib.runtime.watch import DNS_TIMEOUT, TargetWatch
 
@@ -63,6 +66,7 @@ class Mesh:
         self._place: place.Place | None = None
         self._closed = False
         self._watches: list[TargetWatch] = []
+        start_configured(config.exporters, config.source("exporters"))
         process.rebuild_after_fork(self)
         # A Mesh that is dropped without close() takes its watches with it. The finalizer may run in any thread, in the
         # middle of anything, so it only asks the control loop to do it.
@@ -217,22 +221,29 @@ class Mesh:
             return where.vantage
 
         detects = target.scheme == "k8s" and self.config.sidecar == "auto"
-        locks = StripedLocks()
+        locks, totals = StripedLocks(), BOOK.target(str(handle.target))
+
+        def make_subchannels(endpoints: Sequence[Endpoint], joined: float) -> list[Subchannel]:
+            made = [Subchannel(each, locks(), joined, totals.label) for each in endpoints]
+            totals.joined(made)
+            return made
+
         factory = PickerFactory(self.config, str(handle.target), runtime.clock.random)
         balancer = Balancer(
             target,
             Surroundings(
                 now=runtime.clock.now,
                 emit=emit,
-                make_subchannels=lambda endpoints, joined: [
-                    Subchannel(e, locks(), joined) for e in endpoints
-                ],
+                make_subchannels=make_subchannels,
                 build_picker=factory,
                 vantage=vantage,
                 mesh_present=lambda: runtime.mesh_present if detects else "",
                 strict=self.strict,
+                left=lambda subchannels: totals.left(subchannels, runtime.clock.now()),
+                closed=totals.end,
             ),
         )
+        totals.begin(balancer)
         # The control thread must not keep a dropped Mesh alive through its handles.
         tell, tell_joined = weakref.WeakMethod(removed), weakref.WeakMethod(joined)
 

@@ -12,7 +12,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from meshlib.discovery.base import Resolver, ResolverBuilder, ResolverContext
@@ -52,6 +52,8 @@ class ProcessRuntime:
     def start(self) -> None:
         self.control.start()
         emit(RuntimeStarted(os.getpid()))
+        for begin in tuple(_beginners):
+            self.control.call(begin, self)
 
     def context(self, settings: Mapping[str, Any], policy: AddressPolicy) -> ResolverContext:
         return ResolverContext(
@@ -109,6 +111,7 @@ _runtime: ProcessRuntime | None = None
 _users: weakref.WeakSet[Any] = weakref.WeakSet()
 _survivors: weakref.WeakSet[Any] = weakref.WeakSet()
 _graveyard: list[object] = []
+_beginners: list[Callable[[ProcessRuntime], None]] = []  #: see ``at_start``
 
 
 def enter(user: Any) -> ProcessRuntime:
@@ -178,6 +181,22 @@ def _close_abandoned(watches: tuple[TargetWatch, ...]) -> None:
     for watch in watches:
         watch.close()
     leave(None)
+
+
+def at_start(begin: Callable[[ProcessRuntime], None]) -> Callable[[], None]:
+    """Have ``begin(runtime)`` called on the control loop whenever it starts, in forked children too, and now if it runs
+    already. Returns the function that ends this. Any thread."""
+    with _lock:
+        _beginners.append(begin)
+        if _runtime is not None and _runtime.control.alive:
+            _runtime.control.call(begin, _runtime)
+
+    def forget() -> None:
+        with _lock:
+            if begin in _beginners:
+                _beginners.remove(begin)
+
+    return forget
 
 
 def rebuild_after_fork(survivor: Any) -> None:

@@ -10,15 +10,22 @@ from typing import Any, cast
 from meshlib.discovery.base import ResolverBuilder
 from meshlib.discovery.builtin import BUILTIN as RESOLVERS
 from meshlib.errors import ConfigError
+from meshlib.observe.exporter import ExporterBuilder
 from meshlib.pickers.base import PickerBuilder
 from meshlib.pickers.builtin import BUILTIN as PICKERS
 
 RESOLVER_GROUP = "meshlib.resolvers"
 PICKER_GROUP = "meshlib.pickers"
-#: What a plugin's object must have: the members of ResolverBuilder and PickerBuilder.
+EXPORTER_GROUP = "meshlib.exporters"
+EXPORTERS = {
+    "opentelemetry": "meshlib.observe.opentelemetry:BUILDER",
+    "prometheus": "meshlib.observe.prometheus:BUILDER",
+}
+#: What a plugin's object must have: the members of ResolverBuilder, PickerBuilder and ExporterBuilder.
 _CONTRACTS = {
     RESOLVER_GROUP: ("schemes", "build"),
     PICKER_GROUP: ("name", "contract", "parse_config", "build"),
+    EXPORTER_GROUP: ("name", "start"),
 }
 
 
@@ -34,6 +41,12 @@ def picker_builder(name: str) -> PickerBuilder:
     return cast(PickerBuilder, _load("picker", PICKER_GROUP, PICKERS, name))
 
 
+def exporter_builder(name: str) -> ExporterBuilder:
+    """The builder of an exporter. Raises ConfigError naming what exists, ModuleNotFoundError where the library of a
+    built-in one is missing."""
+    return cast(ExporterBuilder, _load("exporter", EXPORTER_GROUP, EXPORTERS, name))
+
+
 def has_resolver(scheme: str) -> bool:
     """Whether a resolver of that name is built in or installed. Imports none."""
     return scheme in RESOLVERS or any(
@@ -44,7 +57,7 @@ def has_resolver(scheme: str) -> bool:
 def plugins() -> dict[str, dict[str, str]]:
     """Installed plugins by group: name -> ``distribution version``. Nothing is imported."""
     found: dict[str, dict[str, str]] = {}
-    for group in (RESOLVER_GROUP, PICKER_GROUP):
+    for group in (RESOLVER_GROUP, PICKER_GROUP, EXPORTER_GROUP):
         for entry in metadata.entry_points(group=group):
             dist = entry.dist
             found.setdefault(group, {})[entry.name] = f"{dist.name} {dist.version}" if dist else "unknown"

@@ -85,6 +85,7 @@ class TargetWatch:
         for _, subscription in self._hops:
             subscription.close()
         self._hops.clear()
+        self._balancer.close()
 
     def pods_refused(self, endpoints: tuple[Endpoint, ...]) -> None:
         """Start the stay at the Service address, if ``endpoints`` (which refused) are still the set."""

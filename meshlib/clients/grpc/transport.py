@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,9 +11,26 @@ import grpc
 
 from meshlib.clients.grpc.reach import state_of
 from meshlib.clients.grpc.status import FAILURES
+from meshlib.observe.catalogue import ERRORS, OPENED
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.lease import Lease, ServiceLease
+from meshlib.runtime.observing import TALLY
 from meshlib.runtime.process import Generation
+from meshlib.runtime.totals import counts_connections
+
+#: What metrics call channels to endpoints, each of which has one connection at most.
+PROTOCOL = "grpc"
+#: Of this process, and of those that it was forked from, by the generation.
+_all: dict[tuple[int, int], weakref.ref[Transport]] = {}
+
+
+def in_use() -> int:
+    """Channels to endpoints that this process has made and not closed."""
+    alive = [ref() for (generation, _), ref in list(_all.items()) if generation == Generation.current]
+    return sum(one is not None and one._shut is not None for one in alive)
+
+
+counts_connections(PROTOCOL, in_use)
 
 
 class Transport:
@@ -26,6 +44,7 @@ class Transport:
     """
 
     __slots__ = (
+        "__weakref__",
         "_lock",
         "_shut",
         "channel",
@@ -72,6 +91,9 @@ class Transport:
         self.driven = False
         self._lock = lock
         self._shut: Callable[[Transport], None] | None = shut
+        key = (Generation.current, id(self))
+        _all[key] = weakref.ref(self, lambda _: _all.pop(key, None))
+        TALLY.add(OPENED, PROTOCOL)
 
     @property
     def calls(self) -> int:
@@ -163,7 +185,7 @@ class Completion:
         failed = code in FAILURES
         if code is not None and code is not grpc.StatusCode.CANCELLED:
             self.responded(failed)
-        self.done(failed)
+        self.done(failed, "" if code is None else f"grpc_{code.name.lower()}")
 
     def _finished(self) -> None:
         """``responded`` and ``done`` in one: the answer came as a whole."""
@@ -177,8 +199,8 @@ class Completion:
         self.lease.finished()
         transport.end()
 
-    def done(self, failed: bool = False) -> None:
-        """Release the counts without a sample."""
+    def done(self, failed: bool = False, kind: str = "unreached") -> None:
+        """Release the counts without a sample. ``kind``: what metrics call the failure."""
         if self._generation != Generation.current:
             return
         with self.transport._lock:
@@ -186,4 +208,6 @@ class Completion:
                 return
             self._done = True
         self.lease.done(failed)
+        if failed:
+            TALLY.add(ERRORS, self.lease.subchannel.target, kind)
         self.transport.end()

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from meshlib.observe.catalogue import OPENED, REFUSED
+from meshlib.runtime.observing import TALLY
+from meshlib.runtime.totals import counts_connections
+
 #: Of the descriptors that the process may have, what one client's connections may take, and beyond which the clients
 #: of a process keep no idle ones for each other. The application needs some for itself, and at the cap idle connections
 #: make room one by one, while at EMFILE everything else fails too.
@@ -32,6 +36,16 @@ def default_cap() -> int:
 
 #: Of all engines of the process, by id. Those inherited through a fork count: their descriptors are still open.
 _all: dict[int, weakref.ref[Allowance]] = {}
+#: What metrics call these connections.
+PROTOCOL = "http"
+
+
+def in_use() -> int:
+    """Connections of all clients of the process that are open or being opened."""
+    return sum(one.used for ref in list(_all.values()) if (one := ref()) is not None)
+
+
+counts_connections(PROTOCOL, in_use)
 
 
 class Allowance:
@@ -58,12 +72,13 @@ class Allowance:
             if self.used >= self.cap:
                 return False
             self.used += 1
-            return True
+        TALLY.add(OPENED, PROTOCOL)
+        return True
 
     def crowded(self) -> bool:
         """The clients of the process together have their share: close an idle connection for one that is opened, if
         there is any. (Their own caps still hold; the idle ones of another client may be another loop's.)"""
-        return sum(one.used for ref in list(_all.values()) if (one := ref()) is not None) >= self._share
+        return in_use() >= self._share
 
     def take_ahead(self) -> bool:
         """The same as ``take`` for a connection that nobody waits for: only while half of the cap is free."""
@@ -73,7 +88,8 @@ class Allowance:
             if 2 * (self.used + 1) > self.cap:
                 return False
             self.used += 1
-            return True
+        TALLY.add(OPENED, PROTOCOL)
+        return True
 
     def give_back(self, connections: int = 1) -> None:
         """Connections were closed, or not opened after all."""
@@ -88,6 +104,7 @@ class Allowance:
     def exhausted(self, core: Any) -> Exception:
         """httpcore's ConnectError to raise when nothing idle can make room. It blames no endpoint: its cause is what
         the operating system would say a little later."""
+        TALLY.add(REFUSED, PROTOCOL)
         why = f"{SHARE:.0%} of its descriptors; {KEY} changes it"
         if self._place:
             why = f"{KEY} = {self.cap}, from {self._place}"

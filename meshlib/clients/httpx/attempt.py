@@ -18,9 +18,11 @@ from typing import Any
 from meshlib.clients.httpx.body import RequestBody
 from meshlib.clients.httpx.faults import Fault, is_blamed
 from meshlib.errors import ResolveError
+from meshlib.observe.catalogue import ERRORS
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.lease import Lease
+from meshlib.runtime.observing import TALLY
 
 #: RFC 9110 9.2.2.
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
@@ -134,7 +136,10 @@ def attempt(
             if next_lease is None and (rounds_left == 0 or budget.spent):
                 raise
         else:
-            lease.responded(failed=response.status >= 500)
+            failed = response.status >= 500
+            lease.responded(failed)
+            if failed:
+                TALLY.add(ERRORS, lease.subchannel.target, "http_5xx")
             return response, lease
         fresh = False
         if next_lease is None:
@@ -186,6 +191,7 @@ def _end(lease: Lease, fault: Fault) -> None:
     blamed = is_blamed(fault)
     if blamed:
         lease.responded(failed=True)
+        TALLY.add(ERRORS, lease.subchannel.target, fault.value.replace("-", "_"))
     lease.done(failed=blamed)
 
 

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
+from meshlib.observe.catalogue import ERRORS
 from meshlib.runtime.lease import Lease
+from meshlib.runtime.observing import TALLY
 
 #: Leases of responses that were thrown away unfinished. ``Lease.done`` takes locks, and a finalizer may run while its
 #: own thread holds them, so finalizers only append here (deque.append is safe there); the next request settles them.
@@ -63,6 +65,13 @@ class Owner(Protocol):
         ...
 
 
+def end(lease: Lease, failed: bool) -> None:
+    """A body has ended; ``failed``: it broke off, and its endpoint is to blame."""
+    lease.done(failed)
+    if failed:
+        TALLY.add(ERRORS, lease.subchannel.target, "broken")
+
+
 class _LeasedBody:
     """What both colours share: the lease ends once, by exhaustion, close, an exception, or the garbage collector."""
 
@@ -79,7 +88,7 @@ class _LeasedBody:
     def _end(self, error: BaseException | None = None) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
-            lease.done(failed=error is not None and self._blames(error))
+            end(lease, error is not None and self._blames(error))
 
     def __del__(self) -> None:
         lease = getattr(self, "_lease", None)

@@ -34,6 +34,7 @@ SCALARS: Mapping[str, Check] = {
     "picker_settings": checks.table,
     "hash_key": checks.hash_key,
     "plugins": checks.words,
+    "exporters": checks.words,
     "wire": checks.one_of("httpcore", "fast"),
     "total_connections": checks.connections,
     "status_socket": checks.status_socket,

@@ -47,6 +47,7 @@ class Config:
 
     ``aliases`` maps host names to target text (decision D1). ``discovery`` maps a scheme to its resolver's settings.
     ``sync_timeout`` is in seconds. ``plugins`` names the plugin pickers that a Service annotation may choose.
+    ``exporters`` are started with the first Mesh (docs/metrics.md).
     ``wire``: whose connections carry HTTP/1.1, ``httpcore``'s or our own ``fast`` ones (decision D18).
     ``total_connections``: what one httpx client may have open in all; 0: three quarters of the descriptors.
     ``sidecar``: ``auto`` stands back where a mesh is found already (decision D3), ``ignore`` does not look.
@@ -65,6 +66,7 @@ class Config:
     picker_settings: Mapping[str, Any] = field(default_factory=_nothing)
     hash_key: str = ""
     plugins: tuple[str, ...] = ()
+    exporters: tuple[str, ...] = ()
     wire: str = "fast"
     total_connections: int = 0
     status_socket: str = "auto"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from meshlib.clients.httpx.body import abandon
+from meshlib.clients.httpx.body import abandon, end
 from meshlib.runtime.lease import Lease
 
 #: An iterator that has ended, for bodies of which nothing was taken yet.
@@ -40,7 +40,7 @@ class _Body:
     def _end(self, error: BaseException | None = None) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
-            lease.done(failed=error is not None and self._blames is not None and self._blames(error))
+            end(lease, error is not None and self._blames is not None and self._blames(error))
 
     def _fail(self, error: BaseException) -> None:
         try:
