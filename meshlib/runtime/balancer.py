@@ -12,7 +12,7 @@ answers of the DNS fall-back and the passing of time, and it decides which of fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -24,7 +24,14 @@ from meshlib.errors import (
     ServiceNotFound,
     UnknownPort,
 )
-from meshlib.model.eligibility import Explained, SliceUnion, explain, needs_location, with_hostname
+from meshlib.model.eligibility import (
+    Explained,
+    SliceUnion,
+    explain,
+    explain_each,
+    needs_location,
+    with_hostname,
+)
 from meshlib.model.endpoint import Endpoint, EndpointSet, Verdict
 from meshlib.model.events import EndpointsChanged, EventSink, FallbackEnded, FellBack
 from meshlib.model.service import Service, ServicePort, resolve_port
@@ -268,8 +275,15 @@ class Balancer:
     def explain(self) -> tuple[Explained, ...]:
         """Every entry of the last good slices, eligible or not, with the reason; for ``meshlib resolve``. Any thread.
 
-        Empty while nothing is known, and when the Service does not list the port.
+        Sorted. Empty while nothing is known, and when the Service does not list the port.
         """
+        return tuple(self._explained(explain))
+
+    def explain_each(self) -> Iterator[Explained]:
+        """The same, one after another in the order of the slices."""
+        return iter(self._explained(explain_each))
+
+    def _explained(self, explainer: Callable[..., Iterable[Explained]]) -> Iterable[Explained]:
         snapshot = self.snapshot
         if snapshot is None:
             return ()
@@ -278,7 +292,7 @@ class Balancer:
         except UnknownPort:
             return ()  # the published state carries the error
         vantage = self._around.vantage(())
-        return explain(snapshot.service, port, snapshot.slices, vantage, Path.INTERNAL)
+        return explainer(snapshot.service, port, snapshot.slices, vantage, Path.INTERNAL)
 
     def _stand_back(self, snapshot: Snapshot, vantage: VantagePoint) -> str:
         """Why the pods must not be dialled from here; empty: they may."""

@@ -255,7 +255,7 @@ def other_rows(balancer: Balancer) -> tuple[EndpointReport, ...]:
     among = {(each.endpoint.address, each.endpoint.port) for each in balancer.subchannels}
     return tuple(
         _other(line, balancer)
-        for line in balancer.explain()
+        for line in balancer.explain_each()
         if (line.endpoint.address, line.endpoint.port) not in among
     )
 

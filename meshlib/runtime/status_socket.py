@@ -118,20 +118,20 @@ class StatusSocket:
         if task is None:
             return  # asyncio makes one for each connection; the type checker cannot know
         self._readers.add(task)
+        writer.transport.set_write_buffer_limits(high=0)  # drain returns when all is in the kernel's buffer
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 if refused := self._refuse(writer):
                     writer.write(_line(error=refused))
                 else:
                     await self._converse(reader, writer)
-                writer.close()
-                await writer.wait_closed()
+                await writer.drain()
         except (OSError, TimeoutError, ValueError):
             pass  # whoever asked has gone, is stuck, or asked for nothing: there is nobody to tell
         except Exception as error:  # a fault of ours, or of a plugin: it must not end in asyncio's log alone
             self._emit(SourceFailed("status socket", error, stale=True))
         finally:
-            writer.transport.abort()  # nothing of a reader that does not read stays behind
+            writer.transport.abort()  # what a reader did not take is dropped; what the kernel has it still gets
             self._readers.discard(task)
 
     def _refuse(self, writer: asyncio.StreamWriter) -> str:
@@ -150,7 +150,7 @@ class StatusSocket:
             writer.write(_line(error=f"not a question: {error}"))
             return
         sent = 0
-        async for piece in self._answer(wanted.endpoints):
+        async for piece in self._answer(wanted):
             if sent + len(piece) > MAX_ANSWER:
                 writer.write(_line(cut=f"the answer is longer than {MAX_ANSWER >> 20} MiB"))
                 break
@@ -160,31 +160,31 @@ class StatusSocket:
             await asyncio.sleep(0)  # drain alone does not let others go first
         writer.write(_line(end=True))
 
-    async def _answer(self, endpoints: int) -> AsyncIterator[bytes]:
+    async def _answer(self, wanted: Question) -> AsyncIterator[bytes]:
         owners = report.meshes()
         yield _line(process=report.describe_process(owners))
         for index, handle in report.handles(owners):
             found = report.describe_target(index, handle)
             yield _line(target=found)
-            async for rows, left_out in self._rows(handle, found.requests, endpoints):
+            async for rows, left_out in self._rows(handle, found.requests, wanted):
                 yield _line(endpoints=rows, left_out=left_out)
 
     async def _rows(
-        self, handle: TargetHandle, requests: int, endpoints: int
+        self, handle: TargetHandle, requests: int, wanted: Question
     ) -> AsyncIterator[tuple[Sequence[EndpointReport], int]]:
         """Pieces of rows with the number of those that are left out, which is told with the last piece."""
         live = handle.live
         if live is None:
             return
         balancer, subchannels = live.balancer, live.balancer.subchannels
-        shown = subchannels[:endpoints]
+        shown = subchannels[: max(0, wanted.endpoints)]
         for begin in range(0, len(shown), PIECE):
             yield report.member_rows(balancer, shown[begin : begin + PIECE], requests, live.now()), 0
         left_out = len(subchannels) - len(shown)
-        if endpoints > len(shown) and report.has_others(balancer):
+        room = wanted.endpoints - len(shown)
+        if room > 0 and wanted.others and report.has_others(balancer):
             # Walks all entries of all slices at once: not on the loop.
             others = await self._run_blocking(report.other_rows, balancer)
-            room = endpoints - len(shown)
             for begin in range(0, min(room, len(others)), PIECE):
                 yield others[begin : min(begin + PIECE, room)], 0
             left_out += max(0, len(others) - room)
@@ -193,9 +193,11 @@ class StatusSocket:
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """``endpoints``: how many of each target are to be listed."""
+    """``endpoints``: how many of each target are to be listed. ``others``: also those that may not receive traffic; to
+    explain them costs a large Service as much time as a thousand requests."""
 
     endpoints: int = report.MAX_ENDPOINTS
+    others: bool = True
 
 
 def serve_status(runtime: ProcessRuntime, setting: str) -> None:
