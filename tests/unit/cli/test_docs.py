@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 
 from meshlib import errors
-from meshlib.discovery.dns.settings import DnsSettings
 from meshlib.model.endpoint import Endpoint
 from meshlib.pickers.base import PickerContext, PickInfo
 from meshlib.pickers.builtin import BUILTIN
 from meshlib.pickers.subchannel import Subchannel
-from meshlib.runtime.config import Config, load_config
-from meshlib.runtime.config.keys import ADDRESS, KUBERNETES, SCALARS, TABLES, TARGET
-from meshlib.runtime.config.sources import variables
+from meshlib.runtime.config import load_config
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
@@ -61,43 +58,6 @@ def test_links_lead_somewhere(path: Path) -> None:
         if fragment:
             headings = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)
             assert fragment in map(anchor, headings), target
-
-
-def test_every_key_is_documented() -> None:
-    """The table of keys has each key with its variables and its default, and nothing that does not exist."""
-    text = page("configuration.md")
-    rows = {quoted(row[0])[0]: row for row in cells(text) if row[0].startswith("`") and len(row) == 4}
-    assert set(rows) == {
-        *SCALARS,
-        "aliases",
-        "discovery",
-        "target",
-        "address.allow",
-        "address.allow_loopback",
-    }
-    for path, names in variables().items():
-        key = ".".join(path)
-        if key == "address.deny":
-            assert "`_DENY`" in rows["address.allow"][1]
-            continue
-        for name in names:
-            assert f"`{name}`" in rows[key][1], name
-    for key in ("strict", "short_names", "sync_timeout", "sidecar", "picker"):
-        shown = {"True": "true", "False": "false"}.get(
-            str(getattr(Config(), key)), str(getattr(Config(), key))
-        )
-        assert quoted(rows[key][2])[0].strip('"') == shown
-
-
-def test_tables_of_resolvers_and_targets_are_documented() -> None:
-    """Keys below the tables are the ones that exist."""
-    text = page("configuration.md")
-    rows = {quoted(row[0])[0]: set(quoted(row[1])) for row in cells(text) if row[0].startswith("`[discovery")}
-    assert rows["[discovery.k8s]"] == {*KUBERNETES} - {"environ"}
-    assert rows["[discovery.dns]"] == set(inspect.signature(DnsSettings).parameters)
-    target = next(row for row in cells(text) if row[0] == "`target`")
-    assert set(quoted(target[3])) == set(TARGET)
-    assert set(TABLES) | set(ADDRESS)  # what the rows above are compared with exists
 
 
 @pytest.mark.parametrize("name", ["configuration.md", "policies.md"])
