@@ -1,6 +1,7 @@
-"""An endpoint leaves between the moment in which a request is given an idle connection and the one in which it begins.
+"""What looks idle or expired and is not: over httpcore's pools.
 
-Over httpcore's pools, whose connections look idle until then. No request fails for it, a POST neither.
+An endpoint leaves between the moment in which a request is given an idle connection and the one in which it begins;
+no request fails for it, a POST neither.
 """
 
 from __future__ import annotations
@@ -99,4 +100,26 @@ def test_in_threads(backends: Backends, http2: bool, monkeypatch: pytest.MonkeyP
         begun.set()
         other.join(10)
         assert engine.allowance.used == 0
+    assert server.accepted == 1
+
+
+def test_a_connection_in_use_that_looks_expired_takes_no_second_place(backends: Backends) -> None:
+    """httpcore asks whether it is idle, then whether it is readable; a request may begin and be answered meanwhile."""
+    (server,) = backends.http(1)
+    handle: Any = FakeHandle([(server.host, server.port)])
+    transport: Any = httpx.HTTPTransport(limits=httpx.Limits(max_connections=1))
+    pool: Any = MeshPool(transport._pool, load(), handle=handle, wire="httpcore")
+    transport._pool = pool
+    url = "http://orders.shop.svc"
+    with httpx.Client(transport=transport) as client:
+        client.get(url)
+        (inner,) = pool._engine._all()
+        (connection,) = inner._connections
+        with client.stream("GET", url) as reply:
+            connection.inner.has_expired = lambda: True
+            with pytest.raises(httpx.PoolTimeout):
+                client.get(url, timeout=httpx.Timeout(5, pool=0.01))
+            del connection.inner.has_expired
+            reply.read()
+        client.get(url)
     assert server.accepted == 1

@@ -16,20 +16,19 @@ from typing import Any
 from meshlib.clients.httpx.held import holding
 from meshlib.runtime.primitives import new_lock
 
-_pools: dict[Any, type] = {}
+_pools: dict[Any, Any] = {}
 
 
-def serial_pool(core: Any) -> type:
+def serial_pool(core: Any) -> Any:
     """httpcore's ConnectionPool with such connections."""
     kind = _pools.get(core)
     if kind is None:
-        base: Any = holding(core.ConnectionPool)
 
-        class SerialPool(base):  # type: ignore[misc]
+        class SerialPool(core.ConnectionPool):  # type: ignore[misc,name-defined]
             def create_connection(self, origin: Any) -> Any:
                 return SerialConnection(super().create_connection(origin), core.ConnectionNotAvailable)
 
-        kind = _pools.setdefault(core, SerialPool)
+        kind = _pools.setdefault(core, holding(SerialPool))
     return kind
 
 
