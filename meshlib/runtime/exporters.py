@@ -40,13 +40,14 @@ def start_exporter(name: str, **options: Any) -> Stop:
     with _lock:
         if name in _running:
             raise ConfigError(f"exporter {name!r}", "runs already", "stop the first one, or start it once")
-        ended = _start(name, f"exporter {name!r}", options)
+        ended = _start(name, options)
         _running[name] = ended
 
     def stop() -> None:
         with _lock:
-            if _running.get(name) is ended:
-                del _running[name]
+            if _running.get(name) is not ended:
+                return
+            del _running[name]
         ended()
 
     return stop
@@ -57,10 +58,13 @@ def start_configured(names: Iterable[str], place: str) -> None:
     for name in names:
         with _lock:
             if name not in _running:
-                _running[name] = _start(name, place, {})
+                try:
+                    _running[name] = _start(name, {})
+                except ConfigError as error:
+                    raise ConfigError(place, str(error)) from error
 
 
-def _start(name: str, place: str, options: dict[str, Any]) -> Stop:
+def _start(name: str, options: dict[str, Any]) -> Stop:
     try:
         return exporter_builder(name).start(SOURCE, **options)
     except ModuleNotFoundError as error:
@@ -68,9 +72,7 @@ def _start(name: str, place: str, options: dict[str, Any]) -> Stop:
         if library not in _EXTRAS:
             raise
         fix = f"pip install 'meshlib-sdk[{_EXTRAS[library]}]'"
-        raise ConfigError(
-            place, f"the exporter {name!r} needs a library that is missing: {error}", fix
-        ) from error
+        raise ConfigError(f"exporter {name!r}", f"needs a library that is missing: {error}", fix) from error
 
 
 def repeat(name: str, work: Callable[[], None]) -> Stop:
