@@ -23,6 +23,7 @@ from meshlib.runtime import place, process
 from meshlib.runtime.balancer import Balancer, JoinedCallback, Known, Surroundings, Way
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.config import Config, TargetSettings, address_policy, load_config, target_defaults
+from meshlib.runtime.dev_file import find_dev_file, tell
 from meshlib.runtime.exporters import start_configured
 from meshlib.runtime.factory import PickerFactory
 from meshlib.runtime.handle import Live, TargetHandle
@@ -33,7 +34,7 @@ from meshlib.runtime.primitives import StripedLocks
 from meshlib.runtime.registry import has_resolver, picker_builder, resolver_builder
 from meshlib.runtime.status_socket import serve_status
 from meshlib.runtime.totals import BOOK
-from meshlib.runtime.under_test import under_test
+from meshlib.runtime.under_test import StandIns, under_test
 from meshlib.runtime.watch import DNS_TIMEOUT, TargetWatch
 
 
@@ -59,6 +60,9 @@ class Mesh:
         self.strict = config.strict if strict is None else strict
         self.defaults = target_defaults(config)
         self._resolvers = dict(resolvers or {})
+        dev_file = find_dev_file(os.environ, self.defaults)
+        tell(dev_file)
+        self._dev_file = dev_file.file
         self.policy = address_policy(config)
         self._lock = threading.Lock()
         self._handles: dict[tuple[Target, str], TargetHandle] = {}
@@ -154,6 +158,14 @@ class Mesh:
     ) -> None:
         await asyncio.to_thread(self.close)
 
+    @property
+    def stand_ins(self) -> StandIns | None:
+        """What answers for targets in the place of discovery: a test's, or meshlib.dev.toml; not where resolvers were
+        given in code."""
+        if self._resolvers:
+            return None
+        return self._dev_file if under_test.stand_ins is None else under_test.stand_ins
+
     def reset(self) -> None:
         """Forget everything that is known and release the watches; the next use starts anew. For tests."""
         for handle in self.handles:
@@ -210,8 +222,8 @@ class Mesh:
                 )
         mesh = weakref.ref(self)
         target = handle.target
-        if under_test.stand_ins is not None and not self._resolvers:
-            target = under_test.stand_ins.target(target)
+        if (stand_ins := self.stand_ins) is not None:
+            target = stand_ins.target(target)
 
         def vantage(slices: Sequence[EndpointSlice]) -> VantagePoint:
             before = where.vantage

@@ -79,7 +79,7 @@ class UrlTable:
         """The pure answer, with its reason (``meshlib check-url``)."""
         mesh = self._mesh
         aliases = self._aliases
-        if (stand_ins := under_test.stand_ins) is not None:
+        if (stand_ins := mesh.stand_ins) is not None:
             aliases = {**aliases, **stand_ins.aliases}
         return match_host(scheme, host, port, mesh.defaults, aliases, mesh.config.short_names)
 

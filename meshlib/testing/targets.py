@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from ipaddress import ip_address
-from typing import Any, NamedTuple
+from typing import Any
 
 from meshlib.discovery.base import ResolverBuilder
-from meshlib.errors import TargetError
-from meshlib.model.names import MAX_PORT
-from meshlib.model.target import Target, TargetDefaults
-from meshlib.model.target_grammar import cluster_host
+from meshlib.model.target import Target
 from meshlib.model.update import DoesNotExist, Update
+from meshlib.runtime.stand_ins import Key, key_for, parse_address, parse_key
 from meshlib.runtime.under_test import under_test
 from meshlib.testing.manual import ManualResolver, snapshot
 from meshlib.testing.serving import ServedApp
 
 #: Scheme of what is watched in the place of a target.
 SCHEME = "mesh-targets"
-_SERVICE_SCHEMES = ("k8s:///", "kubernetes:///")
-
-
-class _Key(NamedTuple):
-    """What a key of the mapping means. ``port`` None: any. A Service has a namespace; other hosts and targets none."""
-
-    namespace: str
-    name: str
-    hostname: str
-    port: int | str | None
 
 
 class MeshTargets(MutableMapping[str, Any]):
@@ -48,14 +35,14 @@ class MeshTargets(MutableMapping[str, Any]):
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._resolver = ManualResolver(SCHEME)
-        self._written: dict[_Key, tuple[str, Any, tuple[str, ...]]] = {}  # as written, and the addresses
+        self._written: dict[Key, tuple[str, Any, tuple[str, ...]]] = {}  # as written, and the addresses
         self._asked: dict[str, Target] = {}  # by the name of the stand-in
         self._served: list[ServedApp] = []
 
     # -- the mapping ---------------------------------------------------------------------------------------------
 
     def __setitem__(self, what: str, where: Any) -> None:
-        key = _key(what)
+        key = parse_key(what)
         addresses = tuple(self._address(one) for one in _each(where))
         with self._lock:
             is_new = key not in self._written
@@ -66,12 +53,12 @@ class MeshTargets(MutableMapping[str, Any]):
             _forget_hosts()
 
     def __getitem__(self, what: str) -> Any:
-        return self._written[_key(what)][1]
+        return self._written[parse_key(what)][1]
 
     def __delitem__(self, what: str) -> None:
         """From now on there is no such Service."""
         with self._lock:
-            del self._written[_key(what)]
+            del self._written[parse_key(what)]
             self._publish()
         self._resolver.settle()
         _forget_hosts()
@@ -100,7 +87,7 @@ class MeshTargets(MutableMapping[str, Any]):
 
     def target(self, asked: Target) -> Target:
         """What is watched for a target: one of ours, whose endpoints are those of the entry."""
-        if asked.scheme == "static" and not self._finds(asked):
+        if asked.scheme == "static" and self._finds(asked) is None:
             return asked  # a list of addresses asks nobody
         name = str(asked)
         with self._lock:
@@ -115,9 +102,8 @@ class MeshTargets(MutableMapping[str, Any]):
         found = {}
         with self._lock:
             for key in self._written:
-                if not key.namespace and "://" not in key.name:
-                    host = key.name if key.port is None else f"{key.name}:{key.port}"
-                    found[host] = Target(scheme=SCHEME, path=host, authority=key.name)
+                if key.host:
+                    found[key.host] = Target(scheme=SCHEME, path=key.host, authority=key.name)
         return found
 
     def builder(self, scheme: str) -> ResolverBuilder | None:
@@ -126,14 +112,12 @@ class MeshTargets(MutableMapping[str, Any]):
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _finds(self, asked: Target) -> tuple[str, ...] | None:
-        if asked.scheme == SCHEME:
-            name, _, port = asked.path.partition(":")
-            keys = [_Key("", name, "", int(port) if port else None)]
-        elif asked.scheme == "k8s":
-            keys = [_Key(asked.namespace, asked.name, asked.hostname, port) for port in (asked.port, None)]
+        if asked.scheme == SCHEME:  # one of ``aliases``
+            key: Key | None = parse_key(asked.path)
         else:
-            keys = [_Key("", str(asked), "", None)]
-        return next((self._written[key][2] for key in keys if key in self._written), None)
+            key = key_for(asked, self._written)
+        entry = self._written.get(key) if key is not None else None
+        return entry[2] if entry is not None else None
 
     def _update(self, asked: Target) -> Update:
         found = self._finds(asked)
@@ -147,15 +131,11 @@ class MeshTargets(MutableMapping[str, Any]):
             self._resolver.publish(_service(name), self._update(asked))
 
     def _address(self, where: Any) -> str:
-        if isinstance(where, bool) or where is None:
-            raise TypeError(f"{where!r} is no endpoint: give a port, IP:PORT, an application or a fake")
-        if isinstance(where, int):
-            return _checked(f"127.0.0.1:{where}")
-        if isinstance(where, str):
-            return _checked(where)
+        if isinstance(where, (int, str)):
+            return parse_address(where)
         address = getattr(where, "address", None)
         if isinstance(address, str):
-            return _checked(address)
+            return parse_address(address)
         if callable(where):
             served = ServedApp(where)
             self._served.append(served)
@@ -163,38 +143,8 @@ class MeshTargets(MutableMapping[str, Any]):
         raise TypeError(f"{where!r} is no endpoint: give a port, IP:PORT, an application or a fake")
 
 
-def _key(what: str) -> _Key:
-    if not isinstance(what, str):
-        raise TypeError(f"{what!r} is neither a target nor a host name")
-    if what.startswith(_SERVICE_SCHEMES):
-        has_port = ":" in what.partition(":///")[2]
-        target = Target.parse(what if has_port else f"{what}:1")
-        return _Key(target.namespace, target.name, target.hostname, target.port if has_port else None)
-    if "://" in what:
-        return _Key("", str(Target.parse(what)), "", None)
-    host, colon, port = what.lower().partition(":")
-    if not host or (colon and not (port.isascii() and port.isdigit() and 1 <= int(port) <= MAX_PORT)):
-        raise TargetError(what, 0, len(what), "neither a target nor HOST or HOST:PORT")
-    number = int(port) if colon else None
-    service = cluster_host(host, number, TargetDefaults())
-    if service is not None:
-        return _Key(service.namespace, service.name, service.hostname, number)
-    return _Key("", host.removesuffix("."), "", number)
-
-
 def _each(where: Any) -> Iterable[Any]:
     return where if isinstance(where, (list, tuple, set)) else [where]
-
-
-def _checked(address: str) -> str:
-    host, colon, port = address.rpartition(":")
-    try:
-        ip_address(host.strip("[]"))
-        if not (colon and 1 <= int(port) <= MAX_PORT):
-            raise ValueError("no port")
-    except ValueError:
-        raise ValueError(f"{address!r} is no IP:PORT; for example 127.0.0.1:9000") from None
-    return address
 
 
 def _forget_hosts() -> None:

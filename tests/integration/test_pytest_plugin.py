@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.components.pages import blocks
+
 #: Entry points of other plugins.
 OTHERS = ("xdist", "xdist.looponfail", "respx", "pytest_httpx", "anyio", "hypothesispytest", "timeout")
 #: Part of every test file: threads of ours, and the sockets of this process.
@@ -220,6 +222,17 @@ def test_wrong_entries(mesh_targets):
     )
     results, output = run(tmp_path, "-p", "respx", "-p", "pytest_httpx")
     assert results == "12 passed", output
+
+
+def test_the_page(tmp_path: Path) -> None:
+    """What docs/testing-your-service.md shows is a test that passes, block by block."""
+    page = Path(__file__).parents[2] / "docs" / "testing-your-service.md"
+    found = [block for block in blocks(page) if block.language == "python"]
+    assert len(found) == 3
+    for number, block in enumerate(found):
+        write(tmp_path, **{f"test_{number}": block.text})
+    results, output = run(tmp_path)
+    assert results == "6 passed", output
 
 
 def test_grpc(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ FILE_VARIABLE = "MESHLIB_CONFIG"
 #: What a file nobody named is called; looked for in the working directory only.
 FILE_NAME = "meshlib.toml"
 #: Read when transparent use begins (``meshlib.clients.install``); no settings of a Mesh.
-SWITCHES = ("MESHLIB_DISABLED", "MESHLIB_INSTALL", "MESHLIB_RUN_PID")
+SWITCHES = ("MESHLIB_DISABLED", "MESHLIB_INSTALL", "MESHLIB_RUN_PID", "MESHLIB_ENV", "MESHLIB_DEV_FILE")
 #: A Service called "meshlib" makes Kubernetes inject the first two; the third are the node agent's.
 _OTHERS = ("MESHLIB_SERVICE_", "MESHLIB_PORT", "MESHLIB_AGENT_")
 #: Manifests usually set the node's name under this variable, through the downward API.
