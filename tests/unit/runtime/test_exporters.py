@@ -163,7 +163,7 @@ inside = threading.Event()
 def work():
     with library:
         inside.set()
-        for _ in range(10000):
+        for _ in range(500_000):  # so long that the other thread gets its turn in the middle
             pass
 
 exporters.repeat("test", work)
