@@ -147,14 +147,16 @@ def leftovers(
     told: Callable[[Departed], None],
     make: MakeSocket | None = None,
     run: Run | None = None,
+    finished: Callable[[], None] = lambda: None,
 ) -> Leftovers:
-    """What other modes, or this one in another shape, may have left on this node. ``run``: as for ``makers``.
+    """What other modes, or this one in another shape, may have left on this node. ``run``: as for ``makers``; it is not
+    used any more once ``finished`` was called.
 
     Loads the modules of all backends: not before the first sync is over.
     """
     kept = {kind for backend in chosen.backends.values() for kind in backend.kinds}
     found = shapes(settings, tuple(chosen.backends), make, run)
-    return Leftovers(others(chosen.mode, kept, found), ledger.ledger, ledger.write, told)
+    return Leftovers(others(chosen.mode, kept, found), ledger.ledger, ledger.write, told, finished)
 
 
 def shapes(

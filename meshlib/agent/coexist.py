@@ -87,10 +87,11 @@ def check(settings: AgentSettings, noticed: Sequence[str]) -> None:
         return
     found = "; ".join(noticed)
     if settings.take_over:
-        if settings.mode == "nftables":
+        by_ipvs = any(DEVICE in sign or "mode ipvs" in sign for sign in noticed)
+        if settings.mode == "nftables" or (settings.mode == "iptables" and not by_ipvs):
             return
         raise OtherProxy(
-            f"kube-proxy is here ({found}), and only in mode nftables do our rules come before its: set "
+            f"kube-proxy is here ({found}), and beside it mode {settings.mode} cannot serve the same Services: set "
             "mode = nftables until it is gone"
         )
     if settings.service_proxy_name:

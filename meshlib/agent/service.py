@@ -19,7 +19,7 @@ from meshlib.agent.modes import Chosen
 from meshlib.agent.objects import Operation
 from meshlib.agent.ops.control import ControlRefused
 from meshlib.agent.ops.health import Answer, Vitals, healthz, livez, readyz
-from meshlib.agent.ops.health_ports import HealthPorts
+from meshlib.agent.ops.health_ports import EVERYWHERE, HealthPorts
 from meshlib.agent.ops.metrics_page import MetricsPage
 from meshlib.agent.ops.pages import Page, PageServer, json_page
 from meshlib.agent.settings import AgentSettings
@@ -56,7 +56,10 @@ class Agent:
     metrics: MetricsPage | None = None  #: None: there is no such page
     source: Source | None = None
     host: HostWatch | None = None
+    #: What of other people's rules is in the way, read when somebody asks; on the worker.
+    obstacles: Callable[[], list[str]] = list
     status: Status = dataclasses.field(default_factory=Status)
+    _working_since: float | None = None
     _wake: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
     def tell(self, news: ClusterChange | Host) -> None:
@@ -66,7 +69,7 @@ class Agent:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop``. Nothing is removed from the kernel at the end. Raises OSError where a page cannot listen."""
-        ports = HealthPorts(self._health_hosts(), lambda: livez(self._vitals()).ok, self._port_failed)
+        ports = HealthPorts(lambda: livez(self._vitals()).ok, self._port_failed)
         servers: list[PageServer] = []
         watching: asyncio.Task[None] | None = None
         try:
@@ -97,7 +100,7 @@ class Agent:
         """What the control socket asks. Raises ControlRefused."""
         match command:
             case "status":
-                return self.describe()
+                return {**self.describe(), "obstacles": await self.run_blocking(self.obstacles)}
             case "pause" | "resume":
                 await self.run_blocking(lambda: self.engine.pause(command == "pause"))
                 self._wake.set()
@@ -166,8 +169,10 @@ class Agent:
         stopping = asyncio.ensure_future(stop.wait())
         try:
             while not stop.is_set():
+                self._working_since = self.now()
                 due = await self.run_blocking(self._step)
-                await ports.want(self.status.health_ports)
+                self._working_since = None
+                await ports.want(self.status.health_ports, self._health_hosts())
                 waking = asyncio.ensure_future(self._wake.wait())
                 timeout = _NEVER if due is None else max(0.0, due - self.now())
                 await asyncio.wait({stopping, waking}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -190,6 +195,7 @@ class Agent:
             synced=status.synced,
             leaving=status.leaving,
             paused=status.paused,
+            working_since=self._working_since,
         )
 
     def _probes(self, path: str) -> Page | None:
@@ -217,10 +223,14 @@ class Agent:
 
     def _health_hosts(self) -> tuple[str, ...]:
         """Load balancers ask on the addresses on which node ports are served; all of them where none is configured."""
-        return tuple(self.settings.node_addresses) or ("0.0.0.0",)
+        families = self.engine.families
+        if self.settings.node_port_addresses:
+            places = [engine.compiler.place for engine in families.values()]
+            return tuple(address for place in places for address in place.node_addresses)
+        return tuple(EVERYWHERE[number] for number in families)
 
-    def _port_failed(self, port: HealthPort, error: OSError) -> None:
-        self.report(f"health port {port.port} of {port.service} cannot be opened: {error}")
+    def _port_failed(self, port: HealthPort, host: str, error: OSError) -> None:
+        self.report(f"health port {port.port} of {port.service} cannot be opened on {host}: {error}")
 
 
 def _asked(arguments: Mapping[str, Any]) -> FrontendKey:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from meshlib.agent.netlink.messages import (
@@ -13,7 +13,7 @@ from meshlib.agent.netlink.messages import (
     parse_attributes,
     string,
 )
-from meshlib.agent.netlink.socket import NetlinkSocket
+from meshlib.agent.netlink.socket import NETFILTER, NetlinkSocket
 
 _GET_CHAINS = 10 << 8 | 4
 #: Families of nf_tables whose chains see our packets: IPv4, IPv6, both.
@@ -67,6 +67,16 @@ def parse_chains(messages: Iterable[Message]) -> Iterable[Chain]:
 def dropping(chains: Iterable[Chain]) -> list[Chain]:
     """Base chains at input or forward that drop by policy: our accepting cannot overrule them. Pure."""
     return [each for each in chains if each.drops and each.hook in ("input", "forward")]
+
+
+def obstacles(connect: Callable[[int], NetlinkSocket]) -> list[str]:
+    """What of other people's rules may stop what ours let through, in words."""
+    try:
+        with connect(NETFILTER) as netlink:
+            found = dropping(read_chains(netlink))
+    except (OSError, Malformed) as error:
+        return [f"other people's rules cannot be read: {error}"]
+    return [f"{each.family} {each.table} {each.name} drops at {each.hook} by policy" for each in found]
 
 
 def policies(chains: Iterable[Chain]) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from meshlib.agent.desired import HealthPort
 from meshlib.agent.ops import pages
 from meshlib.agent.ops.health import Vitals, healthz, livez, readyz
-from meshlib.agent.ops.health_ports import HealthPorts
+from meshlib.agent.ops.health_ports import EVERYWHERE, HealthPorts
 from meshlib.agent.ops.pages import Page, PageServer
 from meshlib.model.service import ServiceKey
 
@@ -120,14 +120,15 @@ def test_health_ports() -> None:
     async def main() -> None:
         well = [True]
         problems: list[HealthPort] = []
-        ports = HealthPorts(("127.0.0.1",), lambda: well[0], lambda port, error: problems.append(port))
+        ports = HealthPorts(lambda: well[0], lambda port, host, error: problems.append(port))
+        here = ("127.0.0.1",)
         first, second = free_port(), free_port()
         async with httpx.AsyncClient() as client:
 
             async def ask(port: int) -> httpx.Response:
                 return await client.get(f"http://127.0.0.1:{port}/any/path")
 
-            await ports.want({KEY: HealthPort(KEY, first, 2)})
+            await ports.want({KEY: HealthPort(KEY, first, 2)}, here)
             reply = await ask(first)
             assert reply.status_code == 200
             assert reply.headers["x-load-balancing-endpoint-weight"] == "2"
@@ -139,21 +140,55 @@ def test_health_ports() -> None:
             well[0] = False
             assert (await ask(first)).status_code == 503
             well[0] = True
-            await ports.want({KEY: HealthPort(KEY, first, 0)})
+            await ports.want({KEY: HealthPort(KEY, first, 0)}, here)
             reply = await ask(first)
             assert (reply.status_code, json.loads(reply.text)["localEndpoints"]) == (503, 0)
             other = ServiceKey("shop", "payments")
             with socket.create_server(("127.0.0.1", second)):
-                await ports.want({KEY: HealthPort(KEY, second, 1), other: HealthPort(other, first, 1)})
-                assert [port.port for port in problems] == [second]
+                both = {KEY: HealthPort(KEY, second, 1), other: HealthPort(other, first, 1)}
+                for _ in range(3):
+                    await ports.want(both, here)
+                assert [port.port for port in problems] == [second]  # told once
                 assert (await ask(first)).json()["service"]["name"] == "payments"
-            await ports.want({KEY: HealthPort(KEY, second, 1)})
+            await ports.want({KEY: HealthPort(KEY, second, 1)}, here)
             assert (await ask(second)).status_code == 200
             with pytest.raises(httpx.ConnectError):
                 await ask(first)
             await ports.close()
             with pytest.raises(httpx.ConnectError):
                 await ask(second)
+
+    asyncio.run(main())
+
+
+@pytest.mark.acceptance(91)
+def test_health_ports_on_every_address() -> None:
+    """Both families, each for itself: where one address cannot be had the other is served; addresses come and go."""
+
+    async def main() -> None:
+        problems: list[str] = []
+        ports = HealthPorts(lambda: True, lambda port, host, error: problems.append(host))
+        number = free_port()
+        wanted = {KEY: HealthPort(KEY, number, 1)}
+        async with httpx.AsyncClient() as client:
+
+            async def answers(host: str) -> bool:
+                try:
+                    return (await client.get(f"http://{host}:{number}/")).status_code == 200
+                except httpx.ConnectError:
+                    return False
+
+            try:
+                await ports.want(wanted, (EVERYWHERE[4], EVERYWHERE[6]))
+                assert (await answers("127.0.0.1"), await answers("[::1]")) == (True, True)
+                # No host has an address of the documentation's.
+                await ports.want(wanted, ("192.0.2.1", "::1"))
+                assert (problems, await answers("[::1]")) == (["192.0.2.1"], True)
+                assert not await answers("127.0.0.1")
+                await ports.want(wanted, ("127.0.0.1",))
+                assert (await answers("127.0.0.1"), await answers("[::1]")) == (True, False)
+            finally:
+                await ports.close()
 
     asyncio.run(main())
 
@@ -168,6 +203,11 @@ def test_health() -> None:
     assert (livez(waiting).ok, readyz(waiting).ok) == (True, True)
     stuck = Vitals(now=1000.0, sync_period=30.0, pending_since=939.0, synced=True)
     assert (livez(stuck).ok, healthz(stuck).ok) == (False, False)
+    # A kernel (or a programmer) that does not answer: what came since then is in no figure.
+    working = Vitals(now=1000.0, sync_period=30.0, synced=True, working_since=850.0)
+    assert (livez(working).ok, healthz(working).ok) == (True, True)
+    hanging = Vitals(now=1000.0, sync_period=30.0, synced=True, working_since=800.0)
+    assert (livez(hanging).ok, healthz(hanging).ok) == (False, False)
     paused = Vitals(now=1000.0, sync_period=30.0, pending_since=0.0, synced=True, paused=True)
     assert livez(paused).ok
     leaving = Vitals(now=1000.0, sync_period=30.0, synced=True, leaving=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -183,6 +184,33 @@ def test_commands(tmp_path: Path) -> None:
         await server.close()
         with pytest.raises(ControlRefused, match="no agent is running"):
             await ask(path, "status")
+
+    run(tmp_path, kernel, test)
+
+
+def test_a_kernel_that_does_not_answer(tmp_path: Path) -> None:
+    """While a write hangs nothing new reaches any figure: the agent is called dead all the same, and alive after it."""
+    kernel = FakeKernel()
+    answer = threading.Event()
+
+    def hang(operation: object) -> int:
+        answer.wait(20)
+        return 0
+
+    async def test(agent: Agent, base: str) -> None:
+        await serving(base)
+        kernel.fault = hang
+        try:
+            agent.tell(ClusterChange(dict([facts("orders", "10.96.0.1")]), NODE, complete=True, lists=1))
+            async with httpx.AsyncClient(base_url=base) as client:
+                while (await client.get("/livez")).status_code == 200:
+                    agent.now = lambda: time.monotonic() + 200.0
+                assert "does not answer" in (await client.get("/livez")).json()["reason"]
+                answer.set()
+                await until(lambda: agent.status.synced)
+                assert (await client.get("/livez")).status_code == 200
+        finally:
+            answer.set()
 
     run(tmp_path, kernel, test)
 

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from meshlib.agent.engine.ledger_file import LedgerFile
+from tests.components.process import wait_for
+
 pytestmark = pytest.mark.kernel
 
 MANIFESTS = """
@@ -184,6 +187,16 @@ def test_from_plan_to_cleanup(node: Node) -> None:
     assert "meshlib" not in node.sh("nft list tables")
 
 
+def test_a_manifest_that_cannot_be_read(node: Node) -> None:
+    """Told at once, with its name and what is wrong: it does not mend itself while one waits."""
+    (node.folder / "files" / "more.yaml").write_text("kind: [Service")
+    (node.folder / "files" / "other.yaml").write_text("kind: {Service")
+    done = node.agent("plan --timeout 3600", files=True)
+    assert done.returncode == 3
+    assert "more.yaml:2: not YAML" in done.stderr
+    assert "other.yaml:2: not YAML" in done.stderr
+
+
 def test_compare(node: Node) -> None:
     """kube-proxy's rules lead to the same endpoints; then one of them is gone; then there is no kube-proxy."""
     assert node.agent("compare", files=True).returncode == 3
@@ -249,13 +262,18 @@ def test_preflight(node: Node) -> None:
 
 
 def test_with_the_rights_of_the_pod(node: Node) -> None:
-    """Root with CAP_NET_ADMIN alone, as the DaemonSet has it, is enough; the process that reads data keeps nothing."""
+    """Root with CAP_NET_ADMIN alone, as the DaemonSet has it, is enough; the process that reads data keeps nothing.
+    Other people's rules are read, too, and what of them is in the way is told."""
+    chain = "type filter hook forward priority 0; policy drop;"
+    node.sh(f"nft 'add table inet host; add chain inet host f {{ {chain} }}'")
     words = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all", "--no-new-privs"]
     running = node.start(*words)
     try:
         status = Path(f"/proc/{running.pid}/status").read_text()
         assert "CapEff:\t0000000000000000" in status
-        assert node.agent("status").returncode == 0
+        done = node.agent("status")
+        assert done.returncode == 0
+        assert "in the way: inet host f drops at forward by policy" in done.stdout
         assert "10.96.0.1 . tcp . 80" in node.sh("nft list table ip meshlib")
     finally:
         stop(running)
@@ -285,7 +303,8 @@ print("up", flush=True)
 """
 
 
-def test_handover_and_back(node: Node) -> None:
+@pytest.mark.parametrize("mode", ["nftables", "iptables"])
+def test_handover_and_back(node: Node, mode: str) -> None:
     """From kube-proxy and back: each step waits for what it names, and no connection fails on the way."""
     node.sh("ip address add 192.0.2.11/32 dev lo && ip address add 192.0.2.12/32 dev lo")
     node.sh("ip route add 10.96.0.0/16 dev eth0")
@@ -296,17 +315,21 @@ def test_handover_and_back(node: Node) -> None:
 
     moving, lines = node.handover("from-kube-proxy")
     assert next(lines).startswith(
-        "1/4 meshlib has everything in the kernel, before kube-proxy's rules: not yet"
+        "1/4 meshlib has everything in the kernel, beside kube-proxy's rules: not yet"
     )
     quiet = ("--set", "health_address=", "--set", "metrics_address=")
-    running = node.start(more=("--set", "take_over=true", *quiet))
-    assert next(lines).startswith("1/4 meshlib has everything in the kernel, before kube-proxy's rules: yes")
+    running = node.start(more=("--set", "take_over=true", "--set", f"mode={mode}", *quiet))
+    done = "1/4 meshlib has everything in the kernel, beside kube-proxy's rules: yes"
+    assert any(line.startswith(done) for line in lines)  # before that it may look while the agent is at work
     assert next(lines) == "2/4 both lead to the same endpoints: yes (2 frontends compared)\n"
     assert next(lines).startswith("3/4 kube-proxy has stopped: not yet")
     kube_proxy.kill()
     assert any(line.startswith("3/4 kube-proxy has stopped: yes") for line in lines)
     assert "chain KUBE-SERVICES in table nat" in next(lines)
-    node.sh("iptables-nft -t nat -F && iptables-nft -t nat -X")
+    chains = "KUBE-SERVICES KUBE-NODEPORTS KUBE-SVC-A KUBE-SEP-1 KUBE-SEP-2"
+    node.sh("iptables-nft -t nat -D OUTPUT -j KUBE-SERVICES")
+    for option in ("-F", "-X"):
+        node.sh(f"for each in {chains}; do iptables-nft -t nat {option} $each; done")
     assert next(lines).startswith("4/4 kube-proxy's rules are gone: yes")
     made, failed = counts(next(lines))
     assert (made > 5, failed, moving.wait(30)) == (True, 0, 0)
@@ -435,3 +458,27 @@ def test_another_mode_takes_over(node: Node) -> None:
         assert 'meshlib_agent_leftovers_removed_total{mode="nftables"}' in pages
     finally:
         stop(running)
+
+
+def test_rules_of_iptables_go_with_their_mode(node: Node) -> None:
+    """Another mode that is named removes them after its own are there, and who runs programs for it ends then;
+    cleaning up removes them whatever mode is set."""
+    stop(node.start(more=("--set", "mode=iptables")))
+    assert "MESHLIB-IN" in node.sh("iptables-save")
+    running = node.start()
+    try:
+        assert running.stderr is not None
+        events = (json.loads(line) for line in running.stderr)
+        gone = next(event for event in events if event["event"] == "leftovers")
+        assert (gone["mode"], gone["failed"]) == ("iptables", 0)
+        assert "MESHLIB" not in node.sh("iptables-save")
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+        wait_for(lambda: len(children.read_text().split()) == 1, what="the programmer to be alone")
+    finally:
+        stop(running)
+    assert node.agent("cleanup").returncode == 0
+    stop(node.start(more=("--set", "mode=iptables")))
+    assert '["+","mode",["iptables",4]]' in (node.folder / "state" / "ledger").read_text()
+    assert node.agent("cleanup").returncode == 0
+    assert "MESHLIB" not in node.sh("iptables-save")
+    assert LedgerFile(node.folder / "state" / "ledger", read_only=True).ledger.owned == set()

@@ -30,6 +30,16 @@ class Old:
     family: int
     kinds: tuple[str, ...]
 
+    @property
+    def entry(self) -> ObjectKey:
+        return entry(self.mode, self.family)
+
+
+def entry(mode: str, family: int) -> ObjectKey:
+    """What the ledger holds while a mode's rules are here that programs alone can read (iptables): without it nobody
+    would know that such a program is needed."""
+    return ObjectKey("mode", (mode, family))
+
 
 @dataclass(frozen=True, slots=True)
 class Departed:
@@ -62,7 +72,10 @@ class Leftovers:
         ledger: Ledger,
         record: Callable[[bytes], None],
         told: Callable[[Departed], None],
+        finished: Callable[[], None] = lambda: None,
     ) -> None:
+        """``finished`` is called once, when nothing is left or can be done."""
+        self._finished = finished
         self._ledger = ledger
         self._record = record
         self._told = told
@@ -84,15 +97,25 @@ class Leftovers:
                     times.append(at)
                     break
                 runs.pop(0)
+        if not times:
+            self._finished()
         return min(times, default=None)
 
     def _run(self, old: Old) -> Iterator[float]:
         """Yields when it is to be continued."""
+        noted = old.entry in self._ledger.owned
+        if noted and not (probe := old.backend.probe()).usable:
+            self._told(Departed(old.mode, old.family, 0, error=f"its rules stay: {probe.reason}"))
+            return
         for members in (True, False):
             while (at := self._remove(old, members)) is not None:
                 yield at
             while (ticked := old.backend.tick(self._now)) is not None:
                 yield ticked
+        if noted and not self._stays(old):
+            problem = self._disown([old.entry])
+            if problem:
+                self._told(Departed(old.mode, old.family, 0, error=problem))
 
     def _remove(self, old: Old, members: bool) -> float | None:
         """Removes what is ours: members of other objects (endpoints), or the rest. Returns when to try again; None:
@@ -115,14 +138,25 @@ class Leftovers:
         failed = tuple(backend.apply(plan, self._now))
         refused = {failure.operation.key for failure in failed}
         gone = [key for key in keys if key not in refused]
-        problem = ""
-        try:
-            self._record(self._ledger.disown(key for key in gone if backend.ledger_key(key) == key))
-        except OSError as error:  # an entry too many is harmless
-            problem = f"the ledger: {error}"
+        problem = self._disown(key for key in gone if backend.ledger_key(key) == key)
         self.removed += len(gone)
         self._told(Departed(old.mode, old.family, len(gone), failed, problem))
         return self._now + RETRY if failed else None
+
+    def _stays(self, old: Old) -> bool:
+        """Whether something may be there still."""
+        try:
+            return any(key.kind in old.kinds for key in old.backend.dump(old.family))
+        except (OSError, MeshError):
+            return True
+
+    def _disown(self, keys: Iterable[ObjectKey]) -> str:
+        """What is wrong with the ledger; "" where nothing is."""
+        try:
+            self._record(self._ledger.disown(keys))
+        except OSError as error:  # an entry too many is harmless
+            return f"the ledger: {error}"
+        return ""
 
     def _ours(self, backend: Backend, key: ObjectKey) -> bool:
         entry = backend.ledger_key(key)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 #: Times the sync period that a change may wait for the kernel before the agent counts as stuck (as kube-proxy's).
 STALE_PERIODS = 2.0
+#: Seconds that one write may take beyond that: iptables-restore with ten thousand Services is given two minutes.
+LONGEST_WRITE = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class Vitals:
     synced: bool = False  #: the first full sync is done
     leaving: bool = False  #: the node is being removed (KEP-3836)
     paused: bool = False
+    working_since: float | None = None  #: of the write (or reading) in progress; None: there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,10 @@ class Answer:
 
 def livez(vitals: Vitals) -> Answer:
     """Whether the agent does its work: no change waits longer than it may. Before the first change all is well."""
+    began = vitals.working_since
+    if began is not None and vitals.now - began > STALE_PERIODS * vitals.sync_period + LONGEST_WRITE:
+        # What it was given since then is in no figure yet.
+        return Answer(False, f"the kernel does not answer for {vitals.now - began:.0f} s")
     since = vitals.pending_since
     if since is None or vitals.paused:
         return Answer(True, "paused" if vitals.paused else "everything that is known is in the kernel")

@@ -8,6 +8,9 @@ from meshlib.agent.desired import HealthPort
 from meshlib.agent.ops.pages import Page, PageServer, json_page
 from meshlib.model.service import ServiceKey
 
+#: Every address of a family. (Python's listeners on ``::`` leave IPv4 to others.)
+EVERYWHERE = {4: "0.0.0.0", 6: "::"}
+
 
 def health_page(port: HealthPort, healthy: bool) -> Page:
     """200 while there are local ready endpoints and the agent is healthy; the count weighs the node (KEP-1669)."""
@@ -23,59 +26,46 @@ def health_page(port: HealthPort, healthy: bool) -> Page:
 
 
 class HealthPorts:
-    """The listeners. On one asyncio loop. ``healthy``: whether the agent is."""
+    """The listeners: one for each Service and host address. On one asyncio loop. ``healthy``: whether the agent is.
+
+    ``failed`` hears of a listener that cannot be had (the port, the address, why), once until it works.
+    """
 
     def __init__(
-        self,
-        hosts: tuple[str, ...],
-        healthy: Callable[[], bool],
-        failed: Callable[[HealthPort, OSError], None],
+        self, healthy: Callable[[], bool], failed: Callable[[HealthPort, str, OSError], None]
     ) -> None:
-        self._hosts = hosts
         self._healthy = healthy
         self._failed = failed
         self._wanted: dict[ServiceKey, HealthPort] = {}
-        self._open: dict[ServiceKey, tuple[int, list[PageServer]]] = {}
+        self._open: dict[tuple[ServiceKey, int, str], PageServer] = {}
+        self._told: set[tuple[ServiceKey, int, str]] = set()
 
-    @property
-    def listening(self) -> Mapping[ServiceKey, int]:
-        """The ports that are open."""
-        return {key: port for key, (port, _) in self._open.items()}
-
-    async def want(self, ports: Mapping[ServiceKey, HealthPort]) -> None:
+    async def want(self, ports: Mapping[ServiceKey, HealthPort], hosts: tuple[str, ...]) -> None:
         """Open, close and change; what cannot be opened is tried again at the next call, and the others are served."""
         self._wanted = dict(ports)
-        for key, (number, _) in list(self._open.items()):
-            wanted = ports.get(key)
-            if wanted is None or wanted.port != number:
-                await self._close(key)
-        for key, port in ports.items():
-            if key not in self._open:
-                await self._start(key, port)
+        wanted = {(key, port.port, host) for key, port in ports.items() for host in hosts}
+        self._told &= wanted
+        for gone in self._open.keys() - wanted:
+            await self._open.pop(gone).close()
+        for listener in sorted(wanted - self._open.keys()):
+            await self._start(*listener)
 
     async def close(self) -> None:
         """Close all."""
-        for key in list(self._open):
-            await self._close(key)
+        while self._open:
+            await self._open.popitem()[1].close()
 
-    async def _start(self, key: ServiceKey, port: HealthPort) -> None:
-        servers: list[PageServer] = []
+    async def _start(self, key: ServiceKey, number: int, host: str) -> None:
+        server = PageServer(lambda path: self._page(key))
         try:
-            for host in self._hosts:
-                server = PageServer(lambda path: self._page(key))
-                await server.start(host, port.port)
-                servers.append(server)
+            await server.start(host, number)
         except OSError as error:
-            for server in servers:
-                await server.close()
-            self._failed(port, error)
+            if (key, number, host) not in self._told:
+                self._told.add((key, number, host))
+                self._failed(self._wanted[key], host, error)
             return
-        self._open[key] = (port.port, servers)
-
-    async def _close(self, key: ServiceKey) -> None:
-        _, servers = self._open.pop(key)
-        for server in servers:
-            await server.close()
+        self._told.discard((key, number, host))
+        self._open[key, number, host] = server
 
     def _page(self, key: ServiceKey) -> Page | None:
         port = self._wanted.get(key)

@@ -70,6 +70,8 @@ def _show(found: Mapping[str, Any]) -> None:
         for name, family in found["families"].items()
     ]
     print_table("", ["family", "frontends", "objects", "pending", "failed", "draining", "held"], rows)
+    for line in found["obstacles"]:
+        click.echo(visible(f"in the way: {line}: `meshlib agent preflight`"))
     for name, family in found["families"].items():
         for line in (family["error"], *family["failed"], *family["notes"]):
             if line:

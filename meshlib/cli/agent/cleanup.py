@@ -11,6 +11,7 @@ from meshlib.agent.backends.base import Backend, words
 from meshlib.agent.backends.ipvs.sysctls import restore_sysctls
 from meshlib.agent.engine.cleanup import Cleaned, clean, summary
 from meshlib.agent.engine.ledger_file import LedgerFile
+from meshlib.agent.engine.leftovers import entry
 from meshlib.agent.objects import Operation
 from meshlib.agent.state import LEDGER
 from meshlib.cli.agent.options import settings, settings_options, state_option
@@ -40,10 +41,17 @@ def command(file: Path | None, flags: tuple[str, ...], state: Path, dry_run: boo
         raise SystemExit(UNKNOWN) from None
     done: dict[str, Cleaned] = {}
     for mode, family, backend in shapes(loaded.settings, loaded.settings.families):
-        if family not in backend.probe().families:
+        where = f"{mode} IPv{family}"
+        noted = entry(mode, family) in ledger.ledger.owned
+        probe = backend.probe()
+        if family not in probe.families:
+            if noted:
+                done[where] = Cleaned(error=f"its rules stay: {probe.reason}")
+                _tell(where, backend, done[where], dry_run)
             continue
         found = clean(backend, family, ledger.ledger, ledger.write, SYSTEM.now(), dry_run)
-        where = f"{mode} IPv{family}"
+        if noted and not (dry_run or found.failed or found.error):
+            ledger.write(ledger.ledger.disown([entry(mode, family)]))
         done[f"{where} {len(done)}"] = found
         _tell(where, backend, found, dry_run)
     unsettled = {} if dry_run else _restore(ledger)

@@ -19,7 +19,7 @@ from meshlib.agent.broker.start import ProgrammerProcess
 from meshlib.agent.compile.compiler import DesiredChange
 from meshlib.agent.engine.garbage import settle
 from meshlib.agent.engine.ledger_file import LedgerFile
-from meshlib.agent.engine.leftovers import Departed
+from meshlib.agent.engine.leftovers import Departed, entry
 from meshlib.agent.engine.node import Step
 from meshlib.agent.host import HostWatch
 from meshlib.agent.load import Loaded
@@ -31,13 +31,13 @@ from meshlib.agent.ops.metrics_page import MetricsPage
 from meshlib.agent.relays import Relays
 from meshlib.agent.service import Agent, Source
 from meshlib.agent.state import CONTROL, LEDGER
+from meshlib.agent.surroundings import obstacles
 from meshlib.cli.output import visible
 from meshlib.model.cluster import Node
 from meshlib.runtime.clock import SYSTEM
 
 if TYPE_CHECKING:
     from meshlib.agent.backends.iptables.helper import Helper
-    from meshlib.agent.backends.iptables.programs import Run
 
 
 def serve(
@@ -59,7 +59,8 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     crashes: list[BaseException] = []
-    iptables = _helper() if options.mode in ("auto", "iptables") else None
+    noted = any(entry("iptables", family) in ledger.ledger.owned for family in options.families)
+    iptables = _helper() if noted or options.mode in ("auto", "iptables") else None
     confine_parser()
     make = programmer.broker.socket
     relays = Relays(options, log.say)
@@ -83,6 +84,8 @@ async def _run(
         chosen = await worker(lambda: choose(options.mode, options.families, ways))
         for mode, probe in chosen.probes.items():
             log.say(f"mode {mode}: {'chosen' if mode == chosen.mode else 'not usable'}: {probe.reason}")
+        if chosen.mode == "iptables":
+            ledger.write(ledger.ledger.own(entry(chosen.mode, family) for family in chosen.backends))
         agent = _agent(loaded, chosen, ledger, worker, make, log, iptables)
         context = assembly.context(assembly.kubernetes_settings(options, os.environ), log.event, crashed)
         source: Source
@@ -97,6 +100,10 @@ async def _run(
             source = KubernetesCluster(context, options.node_name, agent.tell)
         agent.source = source
         agent.host = HostWatch(agent.tell, log.say)
+        if chosen.mode != "userspace":
+            agent.obstacles = lambda: obstacles(assembly.connector(make))
+            for each in await worker(agent.obstacles):
+                log.say(f"in the way: {each}; `meshlib agent preflight` has the rule that helps")
         control = ControlServer(state / CONTROL, agent.command)
         await control.start()
         try:
@@ -126,7 +133,7 @@ def _agent(
     worker: assembly.Worker,
     make: Any,
     log: Log,
-    run: Run | None,
+    iptables: Helper | None,
 ) -> Agent:
     """The agent with everything that listens to it."""
     metrics: MetricsPage | None = None
@@ -151,8 +158,13 @@ def _agent(
 
     options = loaded.settings
 
+    def over() -> None:
+        # Who may run programs is not kept for longer than it is needed.
+        if iptables is not None and chosen.mode != "iptables":
+            iptables.close()
+
     def settled() -> None:
-        engine.leftovers = assembly.leftovers(options, chosen, ledger, departed, make, run)
+        engine.leftovers = assembly.leftovers(options, chosen, ledger, departed, make, iptables, over)
         settle()
 
     engine = assembly.engine(options, chosen, ledger, step, change, make, settled)

@@ -104,7 +104,7 @@ def from_kube_proxy(state: Path, timeout: float, probes: tuple[str, ...]) -> Non
     _go(
         [
             (
-                "meshlib has everything in the kernel, before kube-proxy's rules",
+                "meshlib has everything in the kernel, beside kube-proxy's rules",
                 lambda: _agent_takes_over(state),
             ),
             ("both lead to the same endpoints", lambda: _same_rules(state)),
@@ -188,15 +188,18 @@ async def _wait(title: str, check: Check, timeout: float) -> bool:
 
 def _agent_takes_over(state: Path) -> tuple[bool, str]:
     how = (
-        "Run it with take_over=true and mode=nftables, and with a health_address and metrics_address that kube-proxy "
-        "does not use (meshlib agent manifests --set ...)"
+        "Run it with take_over=true and mode=nftables (or iptables), and with a health_address and metrics_address "
+        "that kube-proxy does not use (meshlib agent manifests --set ...)"
     )
     try:
         found = asyncio.run(ask(state / CONTROL, "status"))
     except ControlRefused as error:
         return False, f"{error}. {how}"
-    if found["mode"] != "nftables":
-        return False, f"its mode is {found['mode']}; only nftables rules come before kube-proxy's"
+    if found["mode"] not in ("nftables", "iptables"):
+        return (
+            False,
+            f"its mode is {found['mode']}: what removes kube-proxy's virtual servers removes its as well",
+        )
     waiting = sum(family["pending"] + family["failures"] for family in found["families"].values())
     if not found["synced"] or waiting:
         return False, "the agent is not in sync yet: `meshlib agent status` tells why"

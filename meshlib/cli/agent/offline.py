@@ -39,16 +39,21 @@ async def _fill(
     engine: NodeEngine, kubernetes: dict[str, Any], options: AgentSettings, files: Path | None, timeout: float
 ) -> None:
     """Wait for everything to be told once. Raises DiscoveryError with what the source said last."""
-    known = asyncio.Event()
+    told = asyncio.Event()
+    known = False
     said: list[str] = []
 
     def tell(change: ClusterChange) -> None:
+        nonlocal known
         engine.tell(change)
-        known.set()
+        known = True
+        told.set()
 
     def emit(event: Event) -> None:
         if isinstance(event, SourceFailed):
             said.append(str(event.error))
+            if files is not None:  # a manifest does not mend itself, as a cluster does
+                told.set()
 
     def crashed(name: str, error: BaseException) -> None:
         said.append(repr(error))
@@ -63,7 +68,9 @@ async def _fill(
     source.start()
     try:
         async with asyncio.timeout(timeout):
-            await known.wait()
+            await told.wait()
+        if not known:
+            raise DiscoveryError(f"{files} cannot be read: {'; '.join(said)}")
     except TimeoutError:
         last = said[-1] if said else str(source.describe().get("problem") or "no answer")
         raise DiscoveryError(f"the cluster was not read within {timeout:g} s: {last}") from None

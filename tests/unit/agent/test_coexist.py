@@ -27,8 +27,10 @@ def test_refused_unless_told() -> None:
         check(AgentSettings(service_proxy_name="meshlib"), NOTICED)
     check(AgentSettings(service_proxy_name="meshlib", beside_kube_proxy=True), NOTICED)
     check(AgentSettings(take_over=True, mode="nftables"), NOTICED)
-    with pytest.raises(OtherProxy, match="only in mode nftables"):
-        check(AgentSettings(take_over=True), NOTICED)
+    check(AgentSettings(take_over=True, mode="iptables"), ("chain KUBE-SERVICES in table nat (IPv4)",))
+    for mode in ("auto", "ipvs", "iptables"):
+        with pytest.raises(OtherProxy, match="set mode = nftables until it is gone"):
+            check(AgentSettings(take_over=True, mode=mode), NOTICED)
     with pytest.raises(ConfigError, match="contradicts"):
         AgentSettings(service_proxy_name="meshlib", beside_kube_proxy=True, take_over=True)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass, field
 
+from meshlib.agent.backends.base import Probe
 from meshlib.agent.engine.ledger import Ledger
-from meshlib.agent.engine.leftovers import RETRY, Departed, Leftovers, others
+from meshlib.agent.engine.leftovers import RETRY, Departed, Leftovers, entry, others
 from meshlib.agent.objects import ObjectKey, Operation, Verb
 from tests.unit.agent.fake_kernel import PLACE, FakeKernel, frontend
 from tests.unit.agent.test_sweep import World, facts
@@ -117,6 +118,24 @@ def test_a_mode_that_the_kernel_lacks() -> None:
     assert old.leftovers().step(0.0) is None
     assert [each.error for each in old.told] == ["[Errno 1] no such family"]
     assert all(each.verb is not Verb.REMOVE for each in old.kernel.log)
+
+
+def test_rules_that_programs_alone_can_read() -> None:
+    """The ledger says that they are here: without the program they stay, which is told, and the ledger goes on saying
+    so; with it they go, and so does the entry. Whoever runs the program is told when it is needed no more."""
+    old, over = Old(), list[bool]()
+    noted = entry("iptables", 4)
+    old.ledger.own([noted])
+    olds = others("new", (), [("iptables", 4, old.kernel)])
+    old.kernel.probe = lambda: Probe(False, "not installed", ())  # type: ignore[method-assign]
+    going = Leftovers(olds, old.ledger, old.lines.append, old.told.append, lambda: over.append(True))
+    assert going.step(0.0) is None
+    assert [each.error for each in old.told] == ["its rules stay: not installed"]
+    assert (noted in old.ledger.owned, bool(old.kernel.state), over) == (True, True, [True])
+    old.kernel.probe = lambda: Probe(True, "fake")  # type: ignore[method-assign]
+    going = Leftovers(olds, old.ledger, old.lines.append, old.told.append, lambda: over.append(True))
+    assert going.step(0.0) is None
+    assert (old.ledger.owned, old.kernel.state, over) == (set(), {}, [True, True])
 
 
 def test_a_ledger_that_cannot_be_written() -> None:
