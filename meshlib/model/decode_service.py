@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sys import intern
 from typing import NoReturn
 
 from meshlib.errors import DataError
@@ -36,7 +37,8 @@ def _service(wire: WireService) -> Service:
             "Service",
             f"metadata.name {meta.name!r:.80} in namespace {meta.namespace!r:.80} is not a Service name",
         )
-    key = ServiceKey(meta.namespace or "default", meta.name)
+    # One object for what thousands of Services and their slices have in common.
+    key = ServiceKey(intern(meta.namespace or "default"), intern(meta.name))
     where = f"Service {key}"
     labels = meta.labels or {}
     cluster_ips = _cluster_ips(spec, where)
@@ -116,9 +118,9 @@ def _port(port: WireServicePort, where: str, number: int) -> ServicePort:
     if port.name and not is_label(port.name):
         _fail(f"{where} spec.ports[{number}].name", port.name, "a port name")
     return ServicePort(
-        name=port.name or "",
+        name=intern(port.name or ""),
         port=port.port,
-        protocol=protocol,
+        protocol=intern(protocol),
         target_port=port.target_port,
         node_port=port.node_port or 0,
         app_protocol=port.app_protocol or "",

@@ -9,6 +9,7 @@ address policy.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from sys import intern
 
 from meshlib.errors import DataError
 from meshlib.model.address import AddressPolicy, family
@@ -165,7 +166,7 @@ def _slice(
     meta = wire.metadata
     if not meta.name:
         raise DataError("EndpointSlice", "has no metadata.name")
-    namespace = meta.namespace or "default"
+    namespace = intern(meta.namespace or "default")
     where = f"EndpointSlice {namespace}/{meta.name}"
     slice_family = _FAMILIES.get(wire.address_type)
     if slice_family is None:
@@ -177,7 +178,7 @@ def _slice(
     return EndpointSlice(
         namespace=namespace,
         name=meta.name,
-        service=ServiceKey(namespace, (meta.labels or {}).get(SERVICE_LABEL, "")),
+        service=ServiceKey(namespace, intern((meta.labels or {}).get(SERVICE_LABEL, ""))),
         family=slice_family,
         ports=_ports(wire.ports, where, skip),
         endpoints=endpoints,
@@ -199,7 +200,9 @@ def _ports(ports: Sequence[WirePort] | None, where: str, skip: Skip) -> tuple[Sl
         elif len(port.name or "") > MAX_NAME:
             skip(place, "its name is too long")
         else:
-            good.append(SlicePort(port.name or "", port.port, protocol, port.app_protocol or ""))
+            good.append(
+                SlicePort(intern(port.name or ""), port.port, intern(protocol), port.app_protocol or "")
+            )
     return tuple(good)
 
 

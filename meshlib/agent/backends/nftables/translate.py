@@ -53,7 +53,9 @@ _pack_number = _HOST32.pack
 _NOTHING = bytes(4)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(
+    maxsize=1 << 12
+)  # a frontend asks for its targets several times in a row; for all it would take 10 MB
 def packed(address: str) -> bytes:
     """The bytes of an address. Raises ValueError."""
     return ip_address(address).packed
