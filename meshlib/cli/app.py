@@ -24,6 +24,7 @@ _COMMANDS = {
     "rbac": ("meshlib.cli.rbac", "Print the Roles, RoleBindings and NetworkPolicy that a client needs."),
     "run": ("meshlib.cli.run", "Run a program whose clients balance mesh targets, without changing it."),
     "resolve": ("meshlib.cli.resolve", "Show who may receive traffic for a target, who may not, and why."),
+    "top": ("meshlib.cli.top", "Watch what running programs do: requests per second, live."),
     "status": ("meshlib.cli.status.command", "Show what running programs believe, and how they do."),
 }
 

@@ -1,8 +1,6 @@
 """What this process believes, as plain immutable data: its targets, their endpoints, and the settings in force.
 
-Nothing here starts, waits for or changes anything; every function may be called from any thread. Ages and latencies
-are seconds. The field names are those of the JSON form, which docs/status.md describes; ``SCHEMA`` grows when one of
-them changes its meaning or goes, not when one is added.
+Nothing here starts, waits for or changes anything; every function may be called from any thread.
 """
 
 from __future__ import annotations
@@ -18,19 +16,28 @@ import msgspec
 
 from meshlib import __version__
 from meshlib.model.eligibility import Explained
+from meshlib.observe.catalogue import target_label
 from meshlib.pickers.subchannel import DECAY, Subchannel
 from meshlib.runtime import process
 from meshlib.runtime.balancer import Balancer, Way
 from meshlib.runtime.clock import SYSTEM
-from meshlib.runtime.config.values import Value, config_values
+from meshlib.runtime.config.values import config_values
 from meshlib.runtime.observing import counters
-from meshlib.runtime.recent import RECENT, RecentEvent
+from meshlib.runtime.recent import RECENT
+from meshlib.runtime.report_form import (
+    EndpointReport,
+    MeshReport,
+    PickerReport,
+    ProcessReport,
+    TargetReport,
+    TotalsReport,
+)
+from meshlib.runtime.totals import BOOK
 
 if TYPE_CHECKING:
     from meshlib.runtime.handle import Live, TargetHandle
     from meshlib.runtime.mesh import Mesh
 
-SCHEMA = 1
 #: Endpoints that a report lists of one target unless it is told otherwise: the size meshlib is built for.
 MAX_ENDPOINTS = 10_000
 #: A latency estimate fades by ``exp(-age / DECAY)``. This long after the last sample that counted, seconds, what is
@@ -40,102 +47,6 @@ LATENCY_MEANS = 6 * DECAY
 LIBRARIES = ("httpx", "httpx2", "grpc")
 #: Characters of the command line that are told.
 MAX_PROGRAM = 200
-
-
-class EndpointReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One endpoint. ``state``: ``ready`` and ``terminating`` may receive traffic (as ``service-address`` and ``dns``,
-    which stand for a fall-back); ``out`` may not, ``reason`` says why and the figures are 0.
-
-    ``share`` is that of the requests that ended at the present endpoints, 0 to 1. ``latency`` is what the picker
-    expects now (peak EWMA); None: no recent sample.
-    """
-
-    address: str
-    port: int
-    name: str = ""
-    node: str = ""
-    zone: str = ""
-    weight: int = 1
-    state: str
-    reason: str = ""
-    in_flight: int = 0
-    requests: int = 0
-    failures: int = 0
-    share: float = 0.0
-    latency: float | None = None
-
-
-class PickerReport(msgspec.Struct, frozen=True):
-    """The policy in force and the place it was chosen in."""
-
-    name: str
-    source: str
-
-
-class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One target of one Mesh. ``started``: it was used in this process; everything below is empty before that.
-
-    ``way``: which way calls take (``pods``, ``service-address``, ``dns``, ``error``, ``unknown``) and ``reason`` why
-    not to the pods. ``error``: what calls get, or what the source said last. ``age``: since the last change.
-    ``members`` may receive traffic, ``listed`` counts the entries of the slices; the sums are over the members.
-    ``details`` are in the resolver's own words. ``endpoints`` holds the members first; ``left_out``: how many not.
-    """
-
-    mesh: int
-    target: str
-    authority: str
-    started: bool
-    way: str = Way.UNKNOWN.value
-    reason: str = ""
-    error: str = ""
-    synced: bool = False
-    stale: bool = False
-    source: str = ""
-    version: str = ""
-    skipped: int = 0
-    age: float | None = None
-    verdict: str = ""
-    locality: str = ""
-    picker: PickerReport | None = None
-    members: int = 0
-    listed: int = 0
-    in_flight: int = 0
-    requests: int = 0
-    failures: int = 0
-    details: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    endpoints: tuple[EndpointReport, ...] = ()
-    left_out: int = 0
-
-
-class MeshReport(msgspec.Struct, frozen=True):
-    """One Mesh: the file that was read (empty: none), what was ignored, and every setting with its place."""
-
-    file: str
-    warnings: tuple[str, ...]
-    configuration: tuple[Value, ...]
-
-
-class ProcessReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One process. ``at`` and ``started`` (when it began to use meshlib, or to do so again after a fork) are Unix
-    seconds. ``versions`` names the client libraries that are loaded. ``sidecar``: the mesh found beside us, in words.
-
-    ``events`` counts each kind since the process began, ``recent`` has the last ones in words, oldest first.
-    ``TargetReport.mesh`` is an index into ``meshes``.
-    """
-
-    schema: int = SCHEMA
-    pid: int
-    parent: int
-    uid: int
-    program: str
-    versions: Mapping[str, str]
-    at: float
-    started: float | None
-    sidecar: str
-    events: Mapping[str, int]
-    recent: tuple[RecentEvent, ...]
-    meshes: tuple[MeshReport, ...]
-    targets: tuple[TargetReport, ...] = ()
 
 
 def report(endpoints: int = MAX_ENDPOINTS) -> ProcessReport:
@@ -187,9 +98,16 @@ def describe_target(mesh: int, handle: TargetHandle) -> TargetReport:
     """One target without its endpoints."""
     live = handle.live
     if live is None:
-        return TargetReport(mesh=mesh, target=str(handle.target), authority=handle.authority, started=False)
+        return TargetReport(
+            mesh=mesh,
+            target=str(handle.target),
+            authority=handle.authority,
+            started=False,
+            totals=_totals(handle),
+        )
     balancer = live.balancer
     snapshot, subchannels = balancer.snapshot, balancer.subchannels
+    in_flight, requests, failures = _sums(subchannels)
     return TargetReport(
         mesh=mesh,
         target=str(handle.target),
@@ -209,9 +127,10 @@ def describe_target(mesh: int, handle: TargetHandle) -> TargetReport:
         picker=_picker(handle, balancer),
         members=len(subchannels),
         listed=sum(len(each.endpoints) for each in snapshot.slices) if snapshot is not None else 0,
-        in_flight=sum(each.inflight for each in subchannels),
-        requests=sum(each.requests for each in subchannels),
-        failures=sum(each.failures for each in subchannels),
+        in_flight=in_flight,
+        requests=requests,
+        failures=failures,
+        totals=_totals(handle),
         details=_details(live),
     )
 
@@ -298,6 +217,27 @@ def _picker(handle: TargetHandle, balancer: Balancer) -> PickerReport:
     annotations = dict(service.annotations) if service is not None else {}
     chosen = handle.mesh.config.for_target(str(handle.target), annotations)
     return PickerReport(chosen.picker, chosen.where)
+
+
+def _totals(handle: TargetHandle) -> TotalsReport:
+    text = str(handle.target)
+    if (
+        target_label(text) != text
+    ):  # counted together with others; what never changes is known from its members
+        live = handle.live
+        members = live.balancer.subchannels if live is not None else ()
+        return TotalsReport(*_sums(members), draining=0)
+    found = BOOK.target(text).read(SYSTEM.now())
+    return TotalsReport(found.inflight, found.requests, found.failures, found.draining)
+
+
+def _sums(subchannels: Sequence[Subchannel]) -> tuple[int, int, int]:
+    """In flight, ended requests, and failures among them."""
+    return (
+        sum(each.inflight for each in subchannels),
+        sum(each.requests for each in subchannels),
+        sum(each.failures for each in subchannels),
+    )
 
 
 def _details(live: Live) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.observing import emit
 from meshlib.runtime.process import ProcessRuntime
-from meshlib.runtime.report import EndpointReport
+from meshlib.runtime.report_form import EndpointReport
 
 #: Bytes of a request: one small object.
 MAX_REQUEST = 4096

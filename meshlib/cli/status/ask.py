@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from meshlib.cli.status.find import Socket
-from meshlib.runtime.report import SCHEMA
+from meshlib.runtime.report_form import SCHEMA
 from meshlib.runtime.status_place import peer_of
 from meshlib.runtime.status_socket import MAX_ANSWER
 
@@ -37,19 +37,20 @@ class Silent:
     why: str
 
 
-def ask_all(sockets: Iterable[Socket], endpoints: int) -> list[Worker | Silent]:
-    """In the order given. ``endpoints``: how many of each target."""
+def ask_all(sockets: Iterable[Socket], endpoints: int, others: bool) -> list[Worker | Silent]:
+    """In the order given. ``endpoints``: how many of each target; ``others``: also those without traffic."""
+    question = json.dumps({"endpoints": endpoints, "others": others}).encode() + b"\n"
 
     async def everybody() -> list[Worker | Silent]:
-        return list(await asyncio.gather(*(_ask(socket, endpoints) for socket in sockets)))
+        return list(await asyncio.gather(*(_ask(socket, question) for socket in sockets)))
 
     return asyncio.run(everybody())
 
 
-async def _ask(socket: Socket, endpoints: int) -> Worker | Silent:
+async def _ask(socket: Socket, question: bytes) -> Worker | Silent:
     try:
         async with asyncio.timeout(PATIENCE):
-            return Worker(socket, await _answer(socket, endpoints))
+            return Worker(socket, await _answer(socket, question))
     except TimeoutError:
         return Silent(socket, f"no answer within {PATIENCE:g} s: stopped, or too busy to answer")
     except PermissionError:
@@ -60,14 +61,14 @@ async def _ask(socket: Socket, endpoints: int) -> Worker | Silent:
         return Silent(socket, f"an answer that is not understood: {error!r}")
 
 
-async def _answer(socket: Socket, endpoints: int) -> dict[str, Any]:
+async def _answer(socket: Socket, question: bytes) -> dict[str, Any]:
     address = socket.address if isinstance(socket.address, Path) else socket.address.decode()
     reader, writer = await asyncio.open_unix_connection(address, limit=MAX_LINE)
     try:
         peer = peer_of(writer.get_extra_info("socket"))
         if peer is not None and peer.uid != socket.uid:
             raise ConnectionError(f"user {peer.uid} answers for user {socket.uid}: not asked")
-        writer.write(json.dumps({"endpoints": endpoints}).encode() + b"\n")
+        writer.write(question)
         return await _assemble(reader)
     finally:
         writer.transport.abort()

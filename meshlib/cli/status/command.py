@@ -12,18 +12,21 @@ from meshlib.cli.exits import NEGATIVE, OK, UNKNOWN
 from meshlib.cli.output import print_json, visible
 from meshlib.cli.status.ask import Silent, Worker, ask_all
 from meshlib.cli.status.find import Found, find
+from meshlib.cli.status.layout import new_console
 from meshlib.cli.status.view import print_leftovers, print_worker, print_workers
 from meshlib.errors import ConfigError
 from meshlib.runtime.config import load_config
-from meshlib.runtime.report import MAX_ENDPOINTS, SCHEMA
+from meshlib.runtime.report import MAX_ENDPOINTS
+from meshlib.runtime.report_form import SCHEMA
 from meshlib.runtime.status_place import AUTO
 
 
-def look(pid: int | None, endpoints: int) -> tuple[Found, list[Worker], list[Silent]]:
-    """Find the running programs (with ``pid``: that one) and ask them."""
+def look(pid: int | None, endpoints: int, *, others: bool = True) -> tuple[Found, list[Worker], list[Silent]]:
+    """Find the running programs (with ``pid``: that one) and ask them for so many endpoints of each target; for the
+    ``others``, too, which may not receive traffic."""
     found = find(_setting(), os.environ, os.geteuid())
     wanted = [socket for socket in found.sockets if pid in (None, socket.pid)]
-    answers = ask_all(wanted, endpoints)
+    answers = ask_all(wanted, endpoints, others)
     workers = [answer for answer in answers if isinstance(answer, Worker)]
     return found, workers, [answer for answer in answers if isinstance(answer, Silent)]
 
@@ -107,14 +110,14 @@ def command(pid: int | None, all_workers: bool, as_json: bool, endpoints: int) -
     if as_json:
         print_json(document(found, workers, silent))
     else:
-        reports = [worker.found for worker in workers]
+        console, reports = new_console(), [worker.found for worker in workers]
         if all_workers or len(reports) == 1:
             for index, report in enumerate(reports):
                 if index:
                     click.echo()
-                print_worker(report)
+                print_worker(console, report)
         elif reports:
-            print_workers(reports)
+            print_workers(console, reports)
         print_leftovers(found, silent)
     if not workers and not silent:
         click.echo(visible(nobody(found, pid)), err=True)
