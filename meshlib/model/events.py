@@ -72,6 +72,26 @@ class WatchRestarted:
 
 
 @dataclass(frozen=True, slots=True)
+class ModeChanged:
+    """A Service's annotation changed how far the roll-out goes for a target. ``mode`` as in ``on at 5 %``."""
+
+    target: str
+    mode: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigTaken:
+    """The configuration file changed and was read. ``changes``: what took effect, as ``key: old -> new``;
+    ``at_restart``: the keys whose change does not; ``without_effect``: those that another place overrides."""
+
+    file: str
+    changes: tuple[str, ...]
+    at_restart: tuple[str, ...] = ()
+    without_effect: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeStarted:
     """The control thread of this process started (once per process, and once after each fork)."""
 
@@ -86,6 +106,8 @@ Event = (
     | FellBack
     | FallbackEnded
     | WatchRestarted
+    | ModeChanged
+    | ConfigTaken
     | RuntimeStarted
 )
 EventSink = Callable[[Event], None]

@@ -11,6 +11,8 @@ from meshlib.errors import UnknownPort
 KERNEL_SCHEDULER = "meshlib.dev/ipvs-scheduler"
 KERNEL_AFFINITY = "meshlib.dev/kernel-affinity"
 KERNEL_ANNOTATIONS = frozenset({KERNEL_SCHEDULER, KERNEL_AFFINITY})
+#: How far the roll-out of the client path may go for this Service (``policies.rollout``).
+ROLLOUT_MODE = "meshlib.dev/mode"
 
 
 class ServiceType(enum.Enum):

@@ -9,11 +9,13 @@ from itertools import chain, islice, repeat
 
 from meshlib.errors import AccessDenied
 from meshlib.model.events import (
+    ConfigTaken,
     EndpointsChanged,
     EntrySkipped,
     Event,
     FallbackEnded,
     FellBack,
+    ModeChanged,
     SourceFailed,
     SourceRecovered,
     WatchRestarted,
@@ -80,6 +82,17 @@ class LogEvents:
                     ("skipped", event.source, event.reason),
                     f"{clean(event.source)}: skipped {clean(event.where)}: {clean(event.reason)}",
                 )
+            case ModeChanged():
+                _balancer.info("%s: %s: %s", clean(event.target), clean(event.mode), clean(event.reason))
+            case ConfigTaken():
+                changes = clean("; ".join(event.changes)) or "nothing that is obeyed live changed"
+                _runtime.info("%s was read again: %s", clean(event.file), changes)
+                for keys, why in (
+                    (event.at_restart, "is obeyed after a restart only"),
+                    (event.without_effect, "has no effect"),
+                ):
+                    if keys:
+                        _runtime.warning("%s: %s %s", clean(event.file), clean(", ".join(keys)), why)
             case WatchRestarted():
                 what = "listed again" if event.relist else "watch reopened"
                 _resolver.debug("%s: %s: %s", clean(event.source), what, clean(event.reason))

@@ -91,6 +91,13 @@ class Subchannel(_Touched):
         if self.on_load is not None:
             self._tell()
 
+    def withdraw(self) -> None:
+        """Undo ``begin``: the request is not made after all, and says nothing about the endpoint."""
+        with self.lock:
+            self.inflight -= 1
+        if self.on_load is not None:
+            self._tell()
+
     def finish(self, now: float, latency: float, failed: bool = False) -> None:
         """``observe`` and ``end`` in one, for requests whose answer comes as a whole."""
         if failed and latency < FAILURE_PENALTY:

@@ -68,11 +68,14 @@ class TargetHandle:
         self._label = target_label(str(target))
         self._hash_key = hash_key
         self.mesh = mesh
+        self.rollout = mesh.rollout.target(target)
+        self.rollout.used_by(self)
         self._lock = threading.Lock()
         self._live: Live | None = None
         self._seed: Known | None = None
         self._listeners: tuple[weakref.WeakMethod[Callable[[Subchannel], None]], ...] = ()
         self._joiners: tuple[weakref.WeakMethod[JoinedCallback], ...] = ()  #: listeners for those that join
+        self._beside: Subchannel | None = None  #: the Service's own address, for what the roll-out holds back
 
     # -- picking -------------------------------------------------------------------------------------------------
 
@@ -183,6 +186,38 @@ class TargetHandle:
         return ServiceLease(
             subchannel, live.now, live.now(), lambda: live.call(live.watch.pods_refused, refused)
         )
+
+    def service_lease(self) -> Lease | None:
+        """A lease on the Service's own address, which is no member of the set. None: nothing is known yet, or it has
+        none (headless, DNS, static, file)."""
+        live = self._live or self._start()
+        endpoint = live.balancer.service_endpoint()
+        if endpoint is None:
+            return None
+        beside = self._beside
+        if beside is None or beside.endpoint != endpoint:
+            if beside is not None:
+                self._gone(beside)
+            beside = self._beside = Subchannel(endpoint, threading.Lock())
+        beside.begin()
+        return Lease(beside, live.now, live.now())
+
+    def is_beside(self, subchannels: Set[Subchannel]) -> bool:
+        """Whether the one of ``service_lease`` is among them."""
+        return self._beside in subchannels
+
+    def leave_service_address(self) -> None:
+        """The roll-out holds nothing back any more: idle connections to the Service's own address close."""
+        beside, self._beside = self._beside, None
+        if beside is not None:
+            self._gone(beside)
+
+    def release(self) -> None:
+        """The roll-out holds everything back: idle connections to endpoints close, busy ones after their request."""
+        live = self._live
+        if live is not None:
+            for subchannel in live.balancer.subchannels:
+                self._gone(subchannel)
 
     def on_removed(self, callback: Callable[[Subchannel], None]) -> None:
         """Register a bound method, held weakly, for Subchannels that left the set; called on the control thread."""
@@ -358,6 +393,7 @@ class TargetHandle:
         of their endpoint, so those get a new one as well.
         """
         self._lock = threading.Lock()
+        self._beside = None
         live, self._live = self._live, None
         if live is not None:
             self._seed = live.balancer.known

@@ -29,6 +29,14 @@ class Lease:
     def endpoint(self) -> Endpoint:
         return self.subchannel.endpoint
 
+    def withdraw(self) -> None:
+        """Nothing was sent and nothing will be: as if it had not been picked."""
+        try:
+            self._open.pop()
+        except IndexError:
+            return
+        self.subchannel.withdraw()
+
     def connected(self) -> None:
         """A connection was opened for this request: its latency sample begins now. Set-up says nothing about load."""
         self._started = self._clock()

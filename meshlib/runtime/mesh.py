@@ -29,9 +29,11 @@ from meshlib.runtime.factory import PickerFactory
 from meshlib.runtime.handle import Live, TargetHandle
 from meshlib.runtime.lookup import DnsFallback
 from meshlib.runtime.names import UrlTable
+from meshlib.runtime.observed import Observed
 from meshlib.runtime.observing import emit
 from meshlib.runtime.primitives import StripedLocks
 from meshlib.runtime.registry import has_resolver, picker_builder, resolver_builder
+from meshlib.runtime.rollout import Rollout
 from meshlib.runtime.status_socket import serve_status
 from meshlib.runtime.totals import BOOK
 from meshlib.runtime.under_test import StandIns, under_test
@@ -65,6 +67,8 @@ class Mesh:
         self._dev_file = dev_file.file
         self.policy = address_policy(config)
         self._lock = threading.Lock()
+        #: how much of the traffic is ours, live; see ``runtime.rollout``
+        self.rollout = Rollout(self)
         self._handles: dict[tuple[Target, str], TargetHandle] = {}
         self._urls = UrlTable(self)
         self._place: place.Place | None = None
@@ -98,9 +102,14 @@ class Mesh:
                 handle = self._handles.setdefault(key, TargetHandle(self, parsed, logical, spec))
         return handle
 
-    def for_url(self, scheme: str, host: str, port: int | None) -> TargetHandle | None:
-        """Decision D1: the handle if this URL's host is ours now, else None (the bare path). Never blocks."""
+    def for_url(self, scheme: str, host: str, port: int | None) -> TargetHandle | Observed | None:
+        """Decision D1, for one request: the handle if this URL's host is ours and the roll-out lets the request go that
+        way, else None or, where it is observed, an Observed (the bare path). Counts it. Never blocks."""
         return self._urls.find(scheme, host, port)
+
+    def serving_url(self, scheme: str, host: str, port: int | None) -> TargetHandle | None:
+        """The handle if this URL's host is ours and not held back whole (mode off or observe); counts nothing."""
+        return self._urls.serving(scheme, host, port)
 
     def match_url(self, scheme: str, host: str, port: int | None) -> HostMatch:
         """What this URL's host can be to us at all, whatever is known now. Asks nobody."""
@@ -173,6 +182,7 @@ class Mesh:
         self._watches.clear()
         self._place = None
         self._urls.forget()
+        self.rollout.begin_anew()
         process.leave(self)
 
     @property
@@ -183,6 +193,10 @@ class Mesh:
         if self._closed:
             raise MeshClosed("this Mesh was closed")
 
+    def enter_runtime(self) -> None:
+        """For the roll-out, which has to look at its file before the first request. Raises NotSynced, MeshClosed."""
+        self._enter()
+
     def _enter(self) -> process.ProcessRuntime:
         self._check_open()
         if under_test.off and not self._resolvers:  # resolvers given in code are a test's own
@@ -191,6 +205,7 @@ class Mesh:
         if self._closed:  # between the two: nobody else would sign us off again
             process.leave(self)
             self._check_open()
+        self.rollout.attach(runtime)
         return runtime
 
     def after_fork(self) -> None:
@@ -198,6 +213,7 @@ class Mesh:
         self._lock = threading.Lock()
         self._watches.clear()
         self._place = None
+        self.rollout.after_fork()
         self._urls.after_fork()
         for handle in self._handles.values():
             handle.after_fork()
@@ -249,6 +265,7 @@ class Mesh:
                 make_subchannels=make_subchannels,
                 build_picker=factory,
                 vantage=vantage,
+                service=handle.rollout.annotated,
                 mesh_present=lambda: runtime.mesh_present if detects else "",
                 strict=self.strict,
                 left=lambda subchannels: totals.left(subchannels, runtime.clock.now()),

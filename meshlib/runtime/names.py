@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 
 from cachetools import TTLCache
 
-from meshlib.errors import NotSynced, ServiceNotFound, UnknownPort
+from meshlib.errors import MeshError, NotSynced, ServiceNotFound, UnknownPort
 from meshlib.model.hosts import HostKind, HostMatch, match_host
 from meshlib.model.target import Target
+from meshlib.policies.rollout import Mode, Way
 from meshlib.runtime.config import alias_targets
+from meshlib.runtime.observed import Observed
 from meshlib.runtime.under_test import under_test
 
 if TYPE_CHECKING:
     from meshlib.runtime.handle import TargetHandle
     from meshlib.runtime.mesh import Mesh
+    from meshlib.runtime.rollout import TargetRollout
 
 #: Hosts remembered; a crawler that visits more starts over (each entry is rebuilt in microseconds).
 MAX_ENTRIES = 4096
@@ -30,14 +33,17 @@ _BARE_PATH = (UnknownPort, ServiceNotFound)
 
 
 class _Entry:
-    """One (scheme, host, port): whose it is. ``handle`` of a short name is set once DNS has found its Service."""
+    """One (scheme, host, port): whose it is. ``rollout`` and ``target`` of a short name are set once DNS has found its
+    Service, ``handle`` of any when the roll-out first lets it be used."""
 
-    __slots__ = ("asking", "handle", "kind", "targets")
+    __slots__ = ("asking", "handle", "kind", "rollout", "target", "targets")
 
-    def __init__(self, match: HostMatch, handle: TargetHandle | None) -> None:
+    def __init__(self, match: HostMatch) -> None:
         self.kind = match.kind
         self.targets = match.targets
-        self.handle = handle
+        self.target: Target | None = None
+        self.rollout: TargetRollout | None = None
+        self.handle: TargetHandle | None = None
         self.asking = False
 
 
@@ -52,8 +58,24 @@ class UrlTable:
         self._aliases = alias_targets(mesh.config, mesh.defaults)
         under_test.tables.add(self)
 
-    def find(self, scheme: str, host: str, port: int | None) -> TargetHandle | None:
+    def find(self, scheme: str, host: str, port: int | None) -> TargetHandle | Observed | None:
+        """One request: whose it is; decided and counted."""
         entry = self._entries.get((scheme, host, port)) or self._make(scheme, host, port)
+        rollout = entry.rollout
+        if rollout is not None and rollout.gate is not None:
+            way = rollout.way()
+            if way is Way.BARE_OBSERVE:
+                return self._observed(entry)
+            if way is not Way.MESH:
+                return None
+        return self._found(entry)
+
+    def serving(self, scheme: str, host: str, port: int | None) -> TargetHandle | None:
+        """Whose it is while the mode is on, whatever share of it; counts nothing."""
+        entry = self._entries.get((scheme, host, port)) or self._make(scheme, host, port)
+        return None if entry.rollout is not None and entry.rollout.lowered else self._found(entry)
+
+    def _found(self, entry: _Entry) -> TargetHandle | None:
         try:
             return self._ours(entry)
         except NotSynced:  # the control thread cannot be started: the bare path may need less than that
@@ -63,9 +85,12 @@ class UrlTable:
 
     def _ours(self, entry: _Entry) -> TargetHandle | None:
         handle = entry.handle
+        if handle is None and entry.target is not None:
+            handle = self._handle(entry)
         if entry.kind is HostKind.SHORT:
             if handle is None:
-                self._ask(entry)
+                if self._mesh.rollout.may_ask(entry.targets):
+                    self._ask(entry)
                 return None
             if not handle.state.settled:
                 return (
@@ -74,6 +99,24 @@ class UrlTable:
         if handle is None or entry.kind is HostKind.ALIAS:
             return handle
         return self._unless_bare(handle)
+
+    def _handle(self, entry: _Entry) -> TargetHandle | None:
+        if entry.handle is None and entry.target is not None:
+            entry.handle = self._mesh.target(entry.target)
+        return entry.handle
+
+    def _observed(self, entry: _Entry) -> Observed | None:
+        """Start watching, and count what a pick would come to. A setting that is wrong for this target is said by the
+        first request in mode on; here it only means that there is nothing to watch."""
+        try:
+            handle = self._handle(entry)
+        except MeshError:
+            handle = None
+        if handle is None:
+            if entry.rollout is not None:
+                entry.rollout.observed("failed")
+            return None
+        return Observed(handle)
 
     def match(self, scheme: str, host: str, port: int | None) -> HostMatch:
         """The pure answer, with its reason (``meshlib check-url``)."""
@@ -119,19 +162,22 @@ class UrlTable:
     def _answered(self, entry: _Entry, found: Target | None) -> None:
         if self._mesh.closed:
             return
-        handle = self._mesh.target(found) if found is not None else None
-        if handle is not None:
-            handle.try_start()
+        rollout = self._mesh.rollout.target(found) if found is not None else None
+        if rollout is not None and found is not None and rollout.decision.mode is not Mode.OFF:
+            self._mesh.target(found).try_start()
         with self._lock:
-            entry.handle = handle
+            entry.rollout = rollout
+            entry.target = found
             entry.asking = False
-            if handle is None:
+            if found is None:
                 self._absent[entry] = True
 
     def _make(self, scheme: str, host: str, port: int | None) -> _Entry:
         match = self.match(scheme, host, port)
         sure = match.target  # of an alias or a cluster host; a short name has to be asked for
-        entry = _Entry(match, self._mesh.target(sure) if sure is not None else None)
+        entry = _Entry(match)
+        if sure is not None:
+            entry.target, entry.rollout = sure, self._mesh.rollout.target(sure)
         with self._lock:
             if len(self._entries) >= MAX_ENTRIES:
                 self._entries.clear()

@@ -159,12 +159,6 @@ def users() -> tuple[Any, ...]:
         return tuple(_users)
 
 
-def users() -> tuple[Any, ...]:
-    """The Meshes that were used and are open."""
-    with _lock:
-        return tuple(_users)
-
-
 def current() -> ProcessRuntime | None:
     """The runtime, if this process has one now. Starts nothing."""
     return _runtime

@@ -22,6 +22,7 @@ from meshlib.clients.grpc.switch import AioSwitchChannel, SwitchChannel
 from meshlib.model.hosts import HostKind
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.mesh import Mesh
+from meshlib.runtime.observed import Observed
 
 
 class Seam:
@@ -119,4 +120,10 @@ class Seam:
         def over(handle: TargetHandle) -> Any:
             return balanced(handle, partial(connect, found.authority), True)
 
-        return switch(lambda: mesh.for_url("http", host, port), bare, over)
+        def find(for_call: bool) -> TargetHandle | None:
+            if not for_call:
+                return mesh.serving_url("http", host, port)
+            found = mesh.for_url("http", host, port)
+            return None if type(found) is Observed else found
+
+        return switch(find, bare, over)

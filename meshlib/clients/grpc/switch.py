@@ -17,8 +17,8 @@ from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.primitives import new_lock
 from meshlib.runtime.process import rebuild_after_fork
 
-#: Says whose the host is now; None: the bare path.
-Find = Callable[[], TargetHandle | None]
+#: Says whose the host is now; None: the bare path. Told whether it is for a call, which is counted.
+Find = Callable[[bool], TargetHandle | None]
 
 
 class _Sides:
@@ -35,10 +35,10 @@ class _Sides:
         self._subscribed: dict[Any, Any] = {}
         rebuild_after_fork(self)
 
-    def _now(self) -> Any:
+    def _now(self, for_call: bool = False) -> Any:
         if self._closed:
             return self._made()[0]  # answers as grpc's closed channel does
-        handle = self._find()
+        handle = self._find(for_call)
         if handle is None:
             return self._bare if self._bare is not None else self._make("_bare", self._make_bare)
         if self._balanced is not None:
@@ -75,7 +75,7 @@ class _Method:
         self._made: dict[Any, Any] = {}
 
     def _callable(self) -> Any:
-        channel = self._sides._now()
+        channel = self._sides._now(for_call=True)
         made = self._made.get(channel)
         if made is None:
             make = getattr(channel, self._kind)

@@ -22,14 +22,16 @@ from meshlib.clients.httpx.fast.bodies import AioBody, SyncBody
 from meshlib.clients.httpx.faults import Fault, fault_of, is_blamed
 from meshlib.clients.httpx.flavour import Flavour
 from meshlib.clients.httpx.outgoing import Outgoing
-from meshlib.errors import ResolveError
+from meshlib.errors import NotSynced, ResolveError
 from meshlib.pickers.hash_key import HashKeySource
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.default import default_mesh
 from meshlib.runtime.factory import client_identity
 from meshlib.runtime.handle import TargetHandle
+from meshlib.runtime.lease import Lease
 from meshlib.runtime.mesh import Mesh
+from meshlib.runtime.observed import Observed
 from meshlib.runtime.primitives import new_lock
 from meshlib.runtime.process import rebuild_after_fork
 
@@ -93,8 +95,8 @@ class _Pool:
         found: list[Any] = self.original.connections
         return found
 
-    def _handle_for(self, url: Any) -> TargetHandle | None:
-        """The target that serves this URL; None: the original pool does."""
+    def _handle_for(self, url: Any) -> TargetHandle | Observed | None:
+        """The target that serves this request; else the original pool does, under observation or not."""
         if self._flavour.is_mocked(self.original):
             return None
         handle = self._handle
@@ -104,9 +106,10 @@ class _Pool:
                 return None
             if self.mesh is None:
                 self.mesh = default_mesh()
-            handle = self.mesh.for_url(scheme, url.host.decode("ascii"), url.port)
-            if handle is None:
-                return None
+            found = self.mesh.for_url(scheme, url.host.decode("ascii"), url.port)
+            if found is None or type(found) is Observed:
+                return found
+            handle = found
         if handle not in self._identities:
             handle.on_removed(self._removed)  # first: another thread goes on as soon as it finds the identity
             handle.on_joined(self._joined)
@@ -114,8 +117,18 @@ class _Pool:
         return handle
 
     def _is_bare_after_all(self, url: Any, exchange: Exchange) -> bool:
-        """Whether what was learned while waiting says that this URL is not ours (decision D2: a port not listed)."""
-        return exchange.body.can_begin and self._handle is None and self._handle_for(url) is None
+        """Whether what was learned while waiting says that this URL is not ours (decision D2: a port not listed), or
+        that the roll-out holds it back (an annotation)."""
+        if not exchange.body.can_begin or self._handle is not None or self.mesh is None:
+            return False
+        host = url.host.decode("ascii")
+        return self.mesh.serving_url(_SCHEMES[url.scheme], host, url.port) is None
+
+    def _check_lowered(self, handle: TargetHandle, lease: Lease) -> None:
+        """After a wait for the first knowledge, part of which is the Service's annotation. Raises NotSynced."""
+        if self._handle is None and handle.rollout.lowered:
+            lease.withdraw()
+            raise NotSynced(f"{handle.target}: the roll-out holds it back: {handle.rollout.decision.reason}")
 
     def _removed(self, subchannel: Subchannel) -> None:
         raise NotImplementedError
@@ -208,6 +221,8 @@ class MeshPool(_Pool):
         handle = self._handle_for(request.url)
         if handle is None:
             return self.original.handle_request(request)
+        if type(handle) is Observed:
+            return _compared(handle, self.original.handle_request(request))
         settle_abandoned()
         engine = self._engine or self._new_engine()
         engine.tidy()
@@ -240,7 +255,9 @@ class MeshPool(_Pool):
 
     def _rest(self, step: Any, handle: TargetHandle, exchange: Exchange) -> Any:
         if isinstance(step, Wait):
-            return handle.acquire(step.timeout, exchange.hash_key)
+            lease = handle.acquire(step.timeout, exchange.hash_key)
+            self._check_lowered(handle, lease)
+            return lease
         assert isinstance(step, Pause)  # noqa: S101 - for mypy; there is no fourth step
         return self.original._network_backend.sleep(step.seconds)
 
@@ -316,6 +333,8 @@ class AsyncMeshPool(_Pool):
         handle = self._handle_for(request.url)
         if handle is None:
             return await self.original.handle_async_request(request)
+        if type(handle) is Observed:
+            return _compared(handle, await self.original.handle_async_request(request))
         settle_abandoned()
         engine = self._engines.get(loop) or self._new_engine(loop)
         engine.tidy()
@@ -348,7 +367,9 @@ class AsyncMeshPool(_Pool):
 
     async def _rest(self, step: Any, handle: TargetHandle, exchange: Exchange) -> Any:
         if isinstance(step, Wait):
-            return await handle.acquire_async(step.timeout, exchange.hash_key)
+            lease = await handle.acquire_async(step.timeout, exchange.hash_key)
+            self._check_lowered(handle, lease)
+            return lease
         assert isinstance(step, Pause)  # noqa: S101 - for mypy; there is no fourth step
         return await self.original._network_backend.sleep(step.seconds)
 
@@ -404,6 +425,19 @@ class AsyncMeshPool(_Pool):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _compared(observed: Observed, response: Any) -> Any:
+    """Tell where the bare way led, if the connection says so. The response is not touched."""
+    stream = response.extensions.get("network_stream")
+    try:
+        peer = stream.get_extra_info("server_addr")
+        observed.reached(peer[0], peer[1])
+    except (
+        Exception
+    ):  # no such stream, a Unix socket, a backend of somebody's own, a connection that ended meanwhile:
+        return response  # nothing to compare, and no request may fail of being watched
+    return response
 
 
 def _host_of(authority: str) -> str:

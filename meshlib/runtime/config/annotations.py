@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from meshlib.errors import ConfigError
-from meshlib.model.service import KERNEL_ANNOTATIONS
+from meshlib.model.service import KERNEL_ANNOTATIONS, ROLLOUT_MODE
 from meshlib.pickers.builtin import BUILTIN
 from meshlib.pickers.hash_key import parse_hash_key
 from meshlib.runtime.registry import picker_builder
@@ -20,6 +20,8 @@ SETTINGS = PREFIX + "picker-settings"
 HASH_KEY = PREFIX + "hash-key"
 #: Picker settings are a handful of numbers; whatever is longer is a mistake or an attack on our memory.
 MAX_LENGTH = 4096
+#: What ``meshlib.dev/mode`` may say. The roll-out reads it (``config.rollout``); here it is only checked.
+MODES = ("off", "observe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,17 @@ def read_annotations(
             elif name == HASH_KEY:
                 parse_hash_key(_bounded(text), name)
                 hash_key = text
+            elif name == ROLLOUT_MODE:
+                if text not in MODES:
+                    raise ValueError(
+                        f"{text[:80]!r} is neither 'off' nor 'observe', and a Service may say no more"
+                    )
             else:
-                raise ValueError("a Service may set only picker, picker-settings and hash-key")
+                raise ValueError("a Service may set only picker, picker-settings, hash-key and mode")
         except ValueError as error:
             reason = error.reason if isinstance(error, ConfigError) else str(error)
             warnings.append(f"Service {service}: annotation {name} ignored: {reason}")
-            if name != HASH_KEY:  # half of a pair means something else than the pair
+            if name not in (HASH_KEY, ROLLOUT_MODE):  # half of a pair means something else than the pair
                 return Offered(hash_key=hash_key), tuple(warnings)
 
     if not picker and settings is None:

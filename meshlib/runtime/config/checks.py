@@ -113,6 +113,15 @@ def connections(where: str, value: Any) -> int:
     return value
 
 
+def percent(where: str, value: Any) -> float:
+    """A share of requests."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(where, f"needs a number from 0 to 100, not {_kind(value)}")
+    if not (math.isfinite(value) and 0 <= value <= 100):
+        raise ConfigError(where, f"{value!r} is outside 0 to 100")
+    return float(value)
+
+
 def one_of(*choices: str) -> Check:
     def check(where: str, value: Any) -> str:
         found = text(where, value)
@@ -183,6 +192,14 @@ def target(where: str, value: Any) -> str:
     except TargetError as error:
         raise ConfigError(where, str(error)) from None
     return found
+
+
+def targets_or_hosts(where: str, value: Any) -> tuple[str, ...]:
+    """Targets, and host names with or without a port."""
+    return tuple(
+        target(place, item) if "://" in text(place, item) else host_and_port(place, item)
+        for place, item in _items(where, value, "targets or host names", '["orders.shop.svc"]')
+    )
 
 
 def as_is(where: str, value: Any) -> Any:

@@ -22,6 +22,9 @@ class Entry(NamedTuple):
 Entries = dict[KeyPath, Entry]
 
 SCALARS: Mapping[str, Check] = {
+    "mode": checks.one_of("off", "observe", "on"),
+    "percent": checks.percent,
+    "allow_targets": checks.targets_or_hosts,
     "strict": checks.boolean,
     "namespace": checks.namespace,
     "cluster_domain": checks.domain,
@@ -45,6 +48,8 @@ ADDRESS: Mapping[str, Check] = {
     "allow_loopback": checks.boolean,
 }
 TARGET: Mapping[str, Check] = {
+    "mode": checks.one_of("off", "observe", "on"),
+    "percent": checks.percent,
     "picker": checks.word,
     "settings": checks.table,
     "hash_key": checks.hash_key,

@@ -32,6 +32,18 @@ _NETWORKS = "list of networks"
 _PROCESS = "the process's"
 
 SCALARS: Mapping[str, Described] = {
+    "mode": Described(
+        '`"off"`, `"observe"`, `"on"`',
+        "how far meshlib may go ([rollout.md](rollout.md)); an annotation can only lower it",
+        annotation="mode",
+        live=True,
+    ),
+    "percent": Described(
+        "number, 0 to 100", "share of the requests that go through meshlib, in mode on", live=True
+    ),
+    "allow_targets": Described(
+        "list of targets and hosts", "those that may be more than off; not set: all", "not set", live=True
+    ),
     "strict": Described("true, false", "every fall-back of [kubernetes.md](kubernetes.md) becomes an error"),
     "namespace": Described("text", "namespace of names without one", "the service account's, else `default`"),
     "cluster_domain": Described(
@@ -87,6 +99,14 @@ TARGET: Mapping[str, Described] = {
     "picker": Described("name", "the policy for it", _PROCESS, annotation="picker"),
     "settings": Described("table", "settings of that policy", "`{}`", annotation="picker-settings"),
     "hash_key": Described("text", "where the key of hash policies is", _PROCESS, annotation="hash-key"),
+    "mode": Described(
+        '`"off"`, `"observe"`, `"on"`',
+        "how far meshlib may go for it",
+        _PROCESS,
+        annotation="mode",
+        live=True,
+    ),
+    "percent": Described("number, 0 to 100", "share of its requests", _PROCESS, live=True),
     "authority": Described(
         "host", "the name for TLS, and gRPC's `:authority` ([tls.md](tls.md))", "the target's own"
     ),

@@ -11,7 +11,8 @@ from meshlib.errors import TargetError
 from meshlib.model.target import Target, TargetDefaults
 from meshlib.runtime.config.annotations import read_annotations
 from meshlib.runtime.config.checks import Network
-from meshlib.runtime.config.keys import dotted
+from meshlib.runtime.config.keys import Entry, KeyPath, dotted
+from meshlib.runtime.config.sources import FileAt
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -50,10 +51,14 @@ class Config:
     ``exporters`` are started with the first Mesh (docs/metrics.md).
     ``wire``: whose connections carry HTTP/1.1, ``httpcore``'s or our own ``fast`` ones (decision D18).
     ``total_connections``: what one httpx client may have open in all; 0: three quarters of the descriptors.
+    ``mode``, ``percent`` and ``allow_targets`` (None: no list) stage the roll-out and are obeyed live.
     ``sidecar``: ``auto`` stands back where a mesh is found already (decision D3), ``ignore`` does not look.
     ``status_socket``: where ``meshlib status`` finds this process: ``auto``, ``off``, or the directory to use instead.
     """
 
+    mode: str = "on"
+    percent: float = 100.0
+    allow_targets: tuple[str, ...] | None = None
     strict: bool = False
     namespace: str = ""
     cluster_domain: str = ""
@@ -77,6 +82,14 @@ class Config:
     file: str = ""  #: the file that was read; empty: none
     warnings: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=_nothing, repr=False)  #: dotted key -> place
+    at: FileAt | None = field(
+        default=None, repr=False, compare=False
+    )  #: where the file is, or would be; None: not loaded
+    #: what was read, and the part of it that no file can change (code and environment)
+    entries: Mapping[KeyPath, Entry] = field(default_factory=_nothing, repr=False, compare=False)
+    fixed: Mapping[KeyPath, Entry] = field(default_factory=_nothing, repr=False, compare=False)
+    #: keys that the file sets to another value than code or environment, which win
+    shadowed: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def source(self, *path: str) -> str:
         """Where a value came from: ``source("strict")``, ``source("aliases", "orders.internal")``; else "default"."""
@@ -98,7 +111,7 @@ class Config:
         the environment's do. Settings stay with their picker: those written for another place's are not mixed in.
         """
         service = service or target_text
-        name, own = self._own_table(target_text, defaults)
+        name, own = self.own_table(target_text, defaults)
         offered, warnings = read_annotations(annotations, service, self.plugins, self.picker)
         chosen = TargetSettings(
             picker=self.picker,
@@ -116,7 +129,8 @@ class Config:
             return _with_picker(chosen, offered.picker, offered.settings, offered.where)
         return chosen
 
-    def _own_table(self, text: str, defaults: TargetDefaults | None) -> tuple[str, Mapping[str, Any]]:
+    def own_table(self, text: str, defaults: TargetDefaults | None) -> tuple[str, Mapping[str, Any]]:
+        """The name and content of the ``[target."..."]`` table that means this target; empty: there is none."""
         if text in self.target or not self.target:
             return text, self.target.get(text, _EMPTY)
         if defaults is None:

@@ -8,7 +8,7 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from meshlib.errors import ConfigError
 from meshlib.runtime.config import checks
@@ -68,17 +68,18 @@ def _from_text(where: str, check: Check | None, text: str) -> Any:
         if word not in _TRUE | _FALSE:
             raise ConfigError(where, f"needs true or false, not {text!r}")
         return word in _TRUE
-    if check is checks.seconds:
+    if check in (checks.seconds, checks.percent):
         try:
             return float(text)
         except ValueError:
-            raise ConfigError(where, f"needs a number of seconds, not {text!r}") from None
+            what = "of seconds" if check is checks.seconds else "from 0 to 100"
+            raise ConfigError(where, f"needs a number {what}, not {text!r}") from None
     if check is checks.connections:
         try:
             return int(text)
         except ValueError:
             raise ConfigError(where, f"needs a whole number, not {text!r}") from None
-    if check in (checks.networks, checks.words):
+    if check in (checks.networks, checks.words, checks.targets_or_hosts):
         return [item.strip() for item in text.split(",") if item.strip()]
     if check is None or check is checks.table:
         try:
@@ -88,22 +89,35 @@ def _from_text(where: str, check: Check | None, text: str) -> Any:
     return text.strip()
 
 
-def read_file(named: str | Path | None, warnings: list[str]) -> tuple[Entries, str]:
+class FileAt(NamedTuple):
+    """Where the file is: as it was written (for messages), and absolute, since a program may change its folder."""
+
+    shown: str
+    absolute: str
+    named: bool  #: somebody named it; else it is ``./meshlib.toml``
+
+
+def place_of(named: str | Path | None) -> FileAt:
+    shown = str(named or FILE_NAME)
+    return FileAt(shown, os.path.abspath(shown), bool(named))
+
+
+def read_file(at: FileAt, warnings: list[str]) -> tuple[Entries, str]:
     """The file's entries and its name, or ({}, "") when there is none.
 
     A file that was named must be readable; ``./meshlib.toml``, which nobody named, is used only when it belongs to
     root or us and nobody else may write it: whoever can write to a working directory must not redirect traffic.
     """
-    path = Path(named) if named else Path(FILE_NAME)
+    path, named = at.shown, at.named
     try:
-        with path.open("rb") as stream:
+        with open(at.absolute, "rb") as stream:
             # of the open file, so that there is no gap between the check and the use
             problem = "" if named else _untrusted(os.fstat(stream.fileno()))
             content = b"" if problem else stream.read()
     except OSError as error:
         if named:
             raise ConfigError(
-                str(path), f"cannot be read: {error.strerror}", "it was named, so it must be there"
+                path, f"cannot be read: {error.strerror}", "it was named, so it must be there"
             ) from None
         if isinstance(error, FileNotFoundError):
             return {}, ""
@@ -114,8 +128,8 @@ def read_file(named: str | Path | None, warnings: list[str]) -> tuple[Entries, s
     try:
         raw = tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(str(path), f"not valid TOML: {error}") from None
-    return flatten(raw, lambda key: f"{path}: {dotted(key)}"), str(path)
+        raise ConfigError(path, f"not valid TOML: {error}") from None
+    return flatten(raw, lambda key: f"{path}: {dotted(key)}"), path
 
 
 def _untrusted(status: os.stat_result) -> str:

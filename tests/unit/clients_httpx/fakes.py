@@ -22,6 +22,13 @@ from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.lease import Lease
 
 
+class FullyOn:
+    """A roll-out that holds nothing back."""
+
+    gate = None
+    lowered = False
+
+
 class FakeHandle:
     """``endpoints``: addresses and ports. ``known`` = False: try_acquire does not know yet, acquire decides."""
 
@@ -29,6 +36,7 @@ class FakeHandle:
         self, endpoints: Iterable[tuple[str, int]] = (), now: Callable[[], float] = time.monotonic
     ) -> None:
         self.target = Target("static")
+        self.rollout = FullyOn()
         self.authority = ""
         self.hash_key: HashKeySpec | None = None
         self.now = now

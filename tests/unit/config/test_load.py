@@ -17,6 +17,9 @@ from meshlib.runtime.config.sources import variables
 FULL = """
 strict = true
 namespace = "shop"
+mode = "observe"
+percent = 5
+allow_targets = ["Orders.shop.svc", "stock.internal:8080", "k8s:///orders.shop:http"]
 cluster_domain = "Cluster.Example."
 node = "node-a"
 zone = "eu-1"
@@ -69,6 +72,8 @@ def test_every_key_of_a_file_is_read(tmp_path: Path) -> None:
     assert (config.picker, dict(config.picker_settings)) == ("least_request", {"choices": 3})
     assert (config.hash_key, config.plugins) == ("header:x-user", ("my-picker",))
     assert config.exporters == ("prometheus",)
+    assert (config.mode, config.percent) == ("observe", 5.0)
+    assert config.allow_targets == ("orders.shop.svc", "stock.internal:8080", "k8s:///orders.shop:http")
     assert config.wire == "httpcore"
     assert config.total_connections == 500
     assert config.status_socket == "/run/app"
