@@ -69,8 +69,6 @@ def status_of(engine: NodeEngine) -> Status:
 def _family(family: FamilyEngine) -> FamilyStatus:
     programmer = family.programmer
     planner, backend = programmer.planner, programmer.backend
-    last = family.last.written if family.last is not None else None
-    failed = last.failed if last is not None else ()
     return FamilyStatus(
         frontends=len(programmer.frontends),
         objects=planner.wanted.count_by_kind(),
@@ -81,9 +79,9 @@ def _family(family: FamilyEngine) -> FamilyStatus:
         in_kernel=family.applied,
         held=len(programmer.held),
         foreign=tuple(sorted(words(backend, key, None) for key in planner.foreign)),
-        failed=failed[:SHOWN],
-        failures=len(failed),
-        error=str(last.error) if last is not None and last.error is not None else "",
+        failed=family.failed[:SHOWN],
+        failures=len(family.failed),
+        error=str(family.error) if family.error is not None else "",
         synced=family.synced,
         notes=tuple(sorted(family.notes)),
     )

@@ -18,6 +18,7 @@ from meshlib.agent.engine.leftovers import Leftovers
 from meshlib.agent.engine.programmer import Programmer, Written
 from meshlib.agent.engine.sweep import Sweep, Swept
 from meshlib.agent.facts import Host
+from meshlib.agent.objects import Failed
 from meshlib.model.cluster import ClusterChange, Node
 from meshlib.model.service import ServiceKey
 
@@ -42,7 +43,8 @@ class FamilyEngine:
     sweep: Sweep = field(default_factory=Sweep)
     notes: set[Note] = field(default_factory=set)
     health_ports: dict[ServiceKey, HealthPort] = field(default_factory=dict)
-    last: Step | None = None
+    failed: tuple[Failed, ...] = ()  #: operations that the last write could not do
+    error: Exception | None = None  #: why it did nothing
     synced: bool = False  #: everything that was wanted at some moment was in the kernel
     taken: int = 0  #: the generation of the facts that are compiled
     applied: int = 0  #: the newest generation of which everything is in the kernel
@@ -91,8 +93,8 @@ class FamilyEngine:
             latencies = tuple(max(0.0, wall() - at) for at in self._triggers)
             self._triggers.clear()
         seconds = now() - began
-        self.last = Step(self.compiler.place.family, written, seconds, latencies, self._forget(now, written))
-        return self.last
+        self.failed, self.error = written.failed, written.error  # not the plan: that of a full load is large
+        return Step(self.compiler.place.family, written, seconds, latencies, self._forget(now, written))
 
     def cut(self, now: float) -> None:
         """What has departed and is written as such is not waited for any more."""
