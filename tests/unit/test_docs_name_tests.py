@@ -46,3 +46,16 @@ def test_every_row_of_what_equals_and_what_differs_names_a_test() -> None:
 def equals_and_differs() -> str:
     text = (ROOT / "docs" / "transparent.md").read_text()
     return text.split("## What equals")[1].split("## meshlib run")[0]
+
+
+def test_every_decision_that_is_named_has_its_rule() -> None:
+    """``decision D7`` in code, tests or pages is a rule of docs/decisions/rules.md."""
+    rules = set(re.findall(r"^\*\*(D\d+)\. ", (ROOT / "docs/decisions/rules.md").read_text(), re.MULTILINE))
+    sources = [*SOURCES.values(), *(path.read_text() for path in (ROOT / "meshlib").rglob("*.py"))]
+    named = {
+        number
+        for text in (*sources, *(page.read_text() for page in PAGES))
+        for number in re.findall(r"[Dd]ecisions? (D\d+)", text)
+    }
+    assert len(named) > 10
+    assert named <= rules
