@@ -75,6 +75,7 @@ LABELS: Mapping[str, Label] = {
     "type": Label("error.type", "see the metric"),
     "version": Label("meshlib.version", "meshlib's"),
     "way": Label("meshlib.way", "see the metric"),
+    "where": Label("meshlib.where", "see the metric"),
 }
 
 BUILD_INFO = Metric("build.info", Kind.MAX, ("version",), "Always 1; the version is a label.")
@@ -137,11 +138,25 @@ REQUESTS = Metric(
     "Requests by what the roll-out decided: mesh, bare_off, bare_observe, bare_percent.",
 )
 MODE = Metric("mode", Kind.SUM, ("target", "mode"), "Processes in which the target is in this mode.")
+MODE_PERCENT = Metric(
+    "mode.percent",
+    Kind.MAX,
+    ("target",),
+    "Of a target in mode on: how many of a hundred requests are to go through the mesh.",
+)
 OBSERVED = Metric(
     "observed",
     Kind.COUNTER,
     ("target", "outcome"),
-    "What would have happened to requests that were only observed: picked, or the type of the error.",
+    "What would have come of requests that were only observed: picked, or why not (denied, no_endpoints, "
+    "no_local_endpoints, not_synced, service_address, service_not_found, unknown_port, failed).",
+)
+OBSERVED_REACHED = Metric(
+    "observed.reached",
+    Kind.COUNTER,
+    ("target", "where"),
+    "Where the bare way of observed requests led, as far as the client can tell: endpoint (one of the set), service "
+    "(its own address), elsewhere.",
 )
 
 FALLBACKS = Metric(
@@ -220,7 +235,9 @@ CATALOGUE: tuple[Metric, ...] = (
     INFLIGHT,
     REQUESTS,
     MODE,
+    MODE_PERCENT,
     OBSERVED,
+    OBSERVED_REACHED,
     FALLBACKS,
     RESOLVER_FAILING,
     DATA_AGE,

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from meshlib import __version__
 from meshlib.model.slices import EndpointSlice
 from meshlib.observe import catalogue
-from meshlib.observe.catalogue import Metric, Reading
+from meshlib.observe.catalogue import Metric, Reading, target_label
+from meshlib.policies.rollout import Mode
+from meshlib.runtime import process
 from meshlib.runtime.balancer import Balancer, Way
 from meshlib.runtime.clock import SYSTEM
 from meshlib.runtime.observing import TALLY
@@ -34,6 +36,7 @@ def read(*, endpoints: bool = False) -> Reading:
         _add_target(found, totals, now)
         if endpoints:
             _add_endpoints(found, totals)
+    _add_rollouts(found)
     _add_connections(found, tally.get(catalogue.OPENED, {}))
     return found
 
@@ -79,6 +82,7 @@ def _begin_at_zero(found: _Found, totals: TargetTotals) -> None:
 def _add_requests(found: _Found, label: str, total: Sum) -> None:
     picks = found[catalogue.PICKS]
     picks[label, "picked"] = total.picks
+    found[catalogue.REQUESTS][label, "mesh"] = total.picks
     attempts = found[catalogue.ATTEMPTS]
     attempts[label, "ok"] = total.requests - total.failures
     attempts[label, "failed"] = total.failures
@@ -102,12 +106,33 @@ def _add_endpoints(found: _Found, totals: TargetTotals) -> None:
         inflight[ok[:2]] = inflight.get(ok[:2], 0) + one.inflight
 
 
+def _add_rollouts(found: _Found) -> None:
+    counted: Counter[tuple[Metric, _Labels]] = Counter()
+    for mesh in process.users():
+        for target in mesh.rollout.targets:
+            label, counts, decision = target_label(str(target.target)), target.counts(), target.decision
+            for mode in Mode:
+                # One process, one voice, however many Meshes it has.
+                known = found[catalogue.MODE].get((label, mode.value), 0)
+                found[catalogue.MODE][label, mode.value] = max(known, float(mode is decision.mode))
+            if decision.mode is Mode.ON:
+                found[catalogue.MODE_PERCENT][(label,)] = decision.percent
+            for way in ("bare_off", "bare_observe", "bare_percent"):
+                counted[catalogue.REQUESTS, (label, way)] += getattr(counts, way)
+            for outcome, count in {"picked": counts.observed_picks, **counts.observed_refusals}.items():
+                counted[catalogue.OBSERVED, (label, outcome)] += count
+            for where in ("endpoint", "service", "elsewhere"):
+                counted[catalogue.OBSERVED_REACHED, (label, where)] += counts.observed_reached.get(where, 0)
+    for (metric, labels), count in counted.items():
+        found[metric][labels] = BOOK.never_less(metric, labels, count)
+
+
 def _add_connections(found: _Found, opened: Mapping[_Labels, int]) -> None:
     for protocol, count in open_connections().items():
         begun = opened.get((protocol,), 0)
         found[catalogue.CONNECTIONS][(protocol,)] = count
         found[catalogue.OPENED][(protocol,)] = begun
-        found[catalogue.CLOSED][(protocol,)] = BOOK.closed(protocol, begun, count)
+        found[catalogue.CLOSED][(protocol,)] = BOOK.never_less(catalogue.CLOSED, (protocol,), begun - count)
         found[catalogue.REFUSED].setdefault((protocol,), 0)
 
 

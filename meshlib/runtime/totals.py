@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from meshlib.observe.catalogue import target_label
+from meshlib.observe.catalogue import Metric, target_label
 from meshlib.pickers.subchannel import DECAY, Subchannel
 from meshlib.runtime.process import rebuild_after_fork
 
@@ -150,7 +150,7 @@ class Book:
         """In a forked child: nothing has happened yet. What the parent did, the parent reports."""
         self._lock = threading.Lock()
         self._targets: dict[str, TargetTotals] = {}
-        self._closed: dict[str, int] = {}
+        self._most: dict[tuple[Metric, tuple[str, ...]], float] = {}
 
     def target(self, text: str) -> TargetTotals:
         """Those of a target, by its text."""
@@ -166,12 +166,12 @@ class Book:
         with self._lock:
             return tuple(self._targets.values())
 
-    def closed(self, protocol: str, opened: int, still_open: int) -> int:
-        """Connections that ended, from two figures that were not read at one moment: never less than before."""
+    def never_less(self, metric: Metric, labels: tuple[str, ...], value: float) -> float:
+        """The value, or the highest that was told before: for counters put together from parts that are not read at
+        one moment, or that go with the Mesh they belong to."""
         with self._lock:
-            count = max(self._closed.get(protocol, 0), opened - still_open)
-            self._closed[protocol] = count
-            return count
+            most = self._most[metric, labels] = max(self._most.get((metric, labels), 0), value)
+            return most
 
 
 BOOK = Book()
