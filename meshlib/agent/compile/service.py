@@ -136,7 +136,7 @@ class _Compilation:
         self._foreign_slices()
         return Part(
             tuple(frontends.values()),
-            frozenset(hairpins),
+            frozenset(hairpins) if hairpins else NOTHING.hairpins,  # thousands of empty ones take megabytes
             self._health(len(healthy)),
             tuple(dict.fromkeys(self.notes)),
             _age(service.created),

@@ -89,23 +89,25 @@ class Wanted:
         needed = (
             [key for key, value in new.items() if key not in old or old[key] != value] if old else list(new)
         )
+        nothing = (source, None)  # one for all objects whose key says everything: most of them
         for key in needed:
-            self._need(source, key, new[key])
+            value = new[key]
+            self._need(key, nothing if value is None else (source, value))
         return gone + needed
 
-    def _need(self, source: Any, key: ObjectKey, value: Any) -> None:
+    def _need(self, key: ObjectKey, needed: tuple[Any, Any]) -> None:
         if key in self._shared:
-            self._shared[key].put(source, value)
+            self._shared[key].put(*needed)
             return
         held = self._only.get(key)
-        if held is None or held[0] == source:
+        if held is None or held[0] == needed[0]:
             self._counts[key.kind] += held is None
-            self._only[key] = (source, value)
+            self._only[key] = needed
         else:
             del self._only[key]
             shared = self._shared[key] = _Sources()
             shared.put(*held)
-            shared.put(source, value)
+            shared.put(*needed)
 
     def _release(self, source: Any, key: ObjectKey) -> None:
         sources = self._shared.get(key)
