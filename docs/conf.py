@@ -16,10 +16,6 @@ version = release = meshlib.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "outside_links"]
 exclude_patterns = ["_extensions"]
-nitpicky = True
-# The docstrings name internal classes that have no page, and nothing is fetched at build time to know others' by.
-nitpick_ignore_regex = [("py:.*", ".*")]
-
 myst_heading_anchors = 3
 suppress_warnings = ["toc.not_included"]  # a page that is not in the index yet is still a page
 highlight_language = "none"  # a block without a language is output or a command, not Python
