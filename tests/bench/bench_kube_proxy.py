@@ -35,17 +35,18 @@ TARGETS = "first full sync <= 0.5 x kube-proxy's; agent's memory at 10,000 Servi
 ENDPOINTS = 5
 CHANGES = 10
 _TICK = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Figures(NamedTuple):
-    """Seconds, and MB of all of its processes together."""
+    """Seconds, and MB of all of its processes together: what is theirs (PSS), and with what they share counted in each
+    of them (RSS)."""
 
     first_sync: float
     first_cpu: float
     change: float
     change_cpu: float
     memory: float
+    resident: float
 
 
 def fill(kube: KubeCluster, first: int, last: int) -> None:
@@ -78,10 +79,15 @@ def cpu(pid: int) -> float:
     return total / _TICK
 
 
-def memory(pid: int) -> float:
-    """MB that are resident; what two processes share counts twice."""
-    pages = sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) for each in processes(pid))
-    return pages * _PAGE / 1e6
+def memory(pid: int) -> tuple[float, float]:
+    """MB: shared pages by halves (PSS), and counted in each process (RSS)."""
+    found = {"Pss:": 0, "Rss:": 0}
+    for each in processes(pid):
+        for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
+            name, _, rest = line.partition(" ")
+            if name in found:
+                found[name] += int(rest.split()[0])
+    return found["Pss:"] * 1024 / 1e6, found["Rss:"] * 1024 / 1e6
 
 
 class Subject:
@@ -134,7 +140,7 @@ class Subject:
                     times.append(time.monotonic() - at)
                     time.sleep(1.2)  # both write at most once a second
                 spent = (cpu(self.daemon.pid) - before) / CHANGES
-                return Figures(first, first_cpu, median(times), spent, memory(self.daemon.pid))
+                return Figures(first, first_cpu, median(times), spent, *memory(self.daemon.pid))
             finally:
                 self.daemon.stop(20)
 
@@ -191,7 +197,7 @@ def rows_of(services: int, found: dict[str, list[Figures]]) -> list[list[str]]:
                 f"{middle[1]:.2f} s",
                 f"{middle[2] * 1000:.0f} ms",
                 f"{middle[3] * 1000:.0f} ms",
-                f"{middle[4]:.0f} MB",
+                f"{middle[4]:.0f} MB ({middle[5]:.0f} MB)",
             ]
         )
     return rows
@@ -220,7 +226,7 @@ def in_namespace(folder: Path, services: int, times: int, many: int) -> list[lis
             row = rows_of(many, {"meshlib, nftables": [found]})[0]
             row[3] = ""
             growth = (found.memory - small) * 1000 / (many - services)
-            row[-1] += f" ({growth:.1f} kB per Service)"
+            row[-1] += f", {growth:.1f} kB per Service"
             rows.append(row)
         return rows
 
@@ -251,7 +257,16 @@ def run(quick: bool) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         )
         rows: list[Any] = json.loads(result.read_text())
         rows += in_namespace(folder, services, times, services if quick else 10_000)
-    header = ["Services", "who", "first full sync", "ratio", "its CPU", "one change", "its CPU", "memory"]
+    header = [
+        "Services",
+        "who",
+        "first full sync",
+        "ratio",
+        "its CPU",
+        "one change",
+        "its CPU",
+        "memory (RSS)",
+    ]
     return header, rows
 
 
