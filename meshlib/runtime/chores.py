@@ -35,21 +35,27 @@ class Chores:
         """In a forked child, which has no other thread."""
         self._reset()
 
-    def later(self, delay: float, work: Callable[[], None]) -> None:
-        """Call ``work`` in ``delay`` seconds or a little later. What it raises is reported, not raised."""
+    def later(self, delay: float, work: Callable[[], None]) -> bool:
+        """Call ``work`` in ``delay`` seconds or a little later. What it raises is reported, not raised. False: it will
+        not be done, there is no thread to be had."""
         with self._changed:
             heapq.heappush(self._work, (self._now() + delay, next(self._order), work))
             self._changed.notify()
             if self._runs:
-                return
+                return True
             try:
                 threading.Thread(target=self._run, name="meshlib-chores", daemon=True).start()
-            except RuntimeError:  # no thread to be had, as at interpreter exit
+            except RuntimeError:  # as at interpreter exit
                 self._work.clear()
-            else:
-                self._runs = True
+                return False
+            return True
 
     def _run(self) -> None:
+        with self._changed:
+            # Said by the thread itself: whoever starts it may be interrupted (Ctrl-C) and not know whether it did.
+            if self._runs:
+                return
+            self._runs = True
         while True:
             with self._changed:
                 while self._work and (left := self._work[0][0] - self._now()) > 0:

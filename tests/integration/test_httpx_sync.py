@@ -426,7 +426,8 @@ def test_expired_idle_connections_are_swept(backends: Backends) -> None:
 
         def swept() -> bool:
             clock[0] += 10
-            engine.tidy()
+            for _ in engine.sweep():
+                pass
             return not any(server.connections for server in servers)
 
         assert eventually(swept)

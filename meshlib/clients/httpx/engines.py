@@ -29,7 +29,7 @@ def make_sync(
 ) -> Sync:
     """The engine for a pool that is used by threads. Does no IO."""
     if not _is_fast(wire):
-        return SyncEngine(core, original, now, allowance(new_lock()))
+        return SyncEngine(core, original, allowance(new_lock()))
     from meshlib.clients.httpx.fast.sync_engine import SyncFastEngine
 
     return SyncFastEngine(core, original, now, allowance(new_lock()))
@@ -46,7 +46,7 @@ def make_async(
     """The engine of one loop. Does no IO."""
     alone = nullcontext()  # one thread, and nothing is awaited between a look and a change
     if not _is_fast(wire):
-        return AsyncEngine(core, original, now, loop, allowance(alone))
+        return AsyncEngine(core, original, loop, allowance(alone))
     from meshlib.clients.httpx.fast.aio_engine import AioFastEngine
 
     return AioFastEngine(core, original, now, loop, allowance(alone))

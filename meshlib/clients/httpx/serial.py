@@ -24,7 +24,7 @@ def serial_pool(core: Any) -> Any:
     kind = _pools.get(core)
     if kind is None:
 
-        class SerialPool(core.ConnectionPool):  # type: ignore[misc,name-defined]
+        class SerialPool(core.ConnectionPool):  # type: ignore[misc]
             def create_connection(self, origin: Any) -> Any:
                 return SerialConnection(super().create_connection(origin), core.ConnectionNotAvailable)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -23,12 +23,8 @@ from meshlib.clients.httpx.goaway import AsyncHttp2Stream, Http2Stream, gone
 from meshlib.clients.httpx.held import holding
 from meshlib.clients.httpx.outgoing import Outgoing
 from meshlib.clients.httpx.serial import serial_pool
+from meshlib.clients.httpx.sweeping import AioSweeper, SyncSweeper
 from meshlib.pickers.subchannel import Subchannel
-
-#: Pools looked at per request while a sweep of idle connections is on, so that no request pays for all of them.
-SWEEP_STEP = 4
-#: A sweep begins at most this often, seconds, however short keepalive_expiry is.
-SWEEP_PAUSE = 1.0
 
 _exchange: ContextVar[Exchange | None] = ContextVar("meshlib_httpx_exchange", default=None)
 
@@ -90,7 +86,6 @@ class _Pools:
         core: Any,
         kind: Callable[..., Any],
         settings: dict[str, Any],
-        now: Callable[[], float],
         allowance: Allowance,
     ) -> None:
         self._core = core
@@ -98,11 +93,6 @@ class _Pools:
         self._kind = kind
         self._settings = settings
         self._pools: dict[Subchannel, dict[str, Any]] = {}
-        self._now = now
-        expiry: float | None = settings["keepalive_expiry"]
-        self._sweep_every = None if expiry is None else max(SWEEP_PAUSE, expiry)
-        self._sweep_at = now() + (self._sweep_every or 0.0)
-        self._sweeping: list[Any] = []
         self._to_evict: list[Any] = []
         #: Bodies that were thrown away unfinished: their connections must close.
         self.unread: deque[Any] = deque()
@@ -166,21 +156,6 @@ class _Pools:
                     return pool, closing
         return None
 
-    def _due(self) -> list[Any]:
-        """Pools to sweep now. httpcore looks for expired connections only in a pool that gets a request."""
-        if not self._sweeping:
-            if self._sweep_every is None or self._now() < self._sweep_at:
-                return []
-            self._sweep_at = self._now() + self._sweep_every
-            self._sweeping = [pool for pool in self._all() if pool._connections]
-        due = []
-        for _ in range(SWEEP_STEP):
-            try:
-                due.append(self._sweeping.pop())
-            except IndexError:
-                break
-        return due
-
 
 def _has_left(subchannel: Subchannel) -> bool:
     return subchannel.removed
@@ -241,15 +216,17 @@ class SyncEngine(_Pools):
         self,
         core: Any,
         original: Any,
-        now: Callable[[], float],
         allowance: Allowance,
         evict_more: Callable[[], bool] | None = None,
+        sweeper: SyncSweeper | None = None,
     ) -> None:
-        """``evict_more``: a bound method that closes an idle connection elsewhere, which uses the same allowance."""
+        """For an engine that has this one inside: ``evict_more``, its bound method that closes an idle connection
+        elsewhere, which uses the same allowance, and its ``sweeper``."""
         settings = pool_settings(original)
         settings["network_backend"] = _NotingBackend(settings["network_backend"], self)
         kind = serial_pool(core) if settings["http2"] else holding(core.ConnectionPool)
-        super().__init__(core, kind, settings, now, allowance)
+        super().__init__(core, kind, settings, allowance)
+        self.sweeper = sweeper or SyncSweeper(self.sweep, allowance, settings["keepalive_expiry"])
         self._evict_more = weakref.WeakMethod(evict_more) if evict_more is not None else None
 
     def send(self, step: Dial, out: Outgoing, exchange: Exchange) -> Any:
@@ -288,15 +265,21 @@ class SyncEngine(_Pools):
         return found is not None
 
     def tidy(self) -> None:
-        """A bounded piece of housekeeping; called once per request."""
+        """Close what replies that were thrown away unread still hold; called once per request."""
         while self.unread:
             try:
                 body = self.unread.popleft()
             except IndexError:  # another thread was faster
                 break
             body.close()
-        for pool in self._due():
-            pool._close_connections(_surplus(pool))
+
+    def sweep(self) -> Iterator[None]:
+        """Close what nobody has used for ``keepalive_expiry``, in bounded pieces."""
+        self.tidy()
+        for pool in self._all():
+            if pool._connections:
+                pool._close_connections(_surplus(pool))
+                yield
 
     def reclaim(self, body: Any) -> None:
         pool = _give_up(body)
@@ -342,18 +325,23 @@ class AsyncEngine(_Pools):
         self,
         core: Any,
         original: Any,
-        now: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         allowance: Allowance,
         evict_more: Callable[[], bool] | None = None,
+        sweeper: AioSweeper | None = None,
     ) -> None:
-        """``evict_more``: as in SyncEngine."""
+        """``evict_more``, ``sweeper``: as in SyncEngine."""
         settings = pool_settings(original)
         settings["network_backend"] = _AsyncNotingBackend(settings["network_backend"], self)
-        super().__init__(core, holding(core.AsyncConnectionPool), settings, now, allowance)
+        super().__init__(core, holding(core.AsyncConnectionPool), settings, allowance)
+        self.sweeper = sweeper or AioSweeper(loop, self.sweep, allowance, settings["keepalive_expiry"])
         self._evict_more = weakref.WeakMethod(evict_more) if evict_more is not None else None
         self.loop = loop
         self._closing: set[asyncio.Task[None]] = set()
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self.sweeper.after_fork()
 
     async def send(self, step: Dial, out: Outgoing, exchange: Exchange) -> Any:
         pool, request = self._pool(step, out.tls_name), self._request(step, out)
@@ -392,12 +380,18 @@ class AsyncEngine(_Pools):
         return found is not None
 
     def tidy(self) -> None:
-        """A bounded piece of housekeeping; called once per request, on the loop."""
+        """As in SyncEngine."""
         while self.unread:
             self._later(self.unread.popleft().aclose())
-        for pool in self._due():
-            if closing := _surplus(pool):
-                self._later(pool._close_connections(closing))
+
+    def sweep(self) -> Iterator[None]:
+        """As in SyncEngine."""
+        self.tidy()
+        for pool in self._all():
+            if pool._connections:
+                if closing := _surplus(pool):
+                    self._later(pool._close_connections(closing))
+                yield
 
     def reclaim(self, body: Any) -> None:
         pool = _give_up(body)
@@ -472,6 +466,7 @@ class _NotingBackend:
             return self._inner.connect_tcp(*arguments, **options)
         engine.admit()
         try:
+            engine.sweeper.opening()
             stream = self._inner.connect_tcp(*arguments, **options)
         except BaseException:
             engine.allowance.give_back()
@@ -496,6 +491,7 @@ class _AsyncNotingBackend:
             return await self._inner.connect_tcp(*arguments, **options)
         await engine.admit()
         try:
+            engine.sweeper.opening()
             stream = await self._inner.connect_tcp(*arguments, **options)
         except BaseException:
             engine.allowance.give_back()

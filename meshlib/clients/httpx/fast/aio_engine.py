@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +23,7 @@ from meshlib.clients.httpx.fast.sessions import Session, new_check, usable
 from meshlib.clients.httpx.fast.slots import Slots
 from meshlib.clients.httpx.fast.warmers import AioWarmer, Key
 from meshlib.clients.httpx.outgoing import Outgoing
+from meshlib.clients.httpx.sweeping import AioSweeper
 from meshlib.clients.httpx.warming import MANY, RECENT, TIMEOUT
 from meshlib.model.endpoint import Endpoint
 from meshlib.pickers.subchannel import Subchannel
@@ -63,7 +64,8 @@ class AioFastEngine:
         self._core = core
         self._settings = wire.pool_settings(original)
         self._choice = Choice(core, self._settings)
-        self._other = wire.AsyncEngine(core, original, now, loop, allowance, self._evict)
+        self._sweeper = AioSweeper(loop, self.sweep, allowance, self._settings["keepalive_expiry"])
+        self._other = wire.AsyncEngine(core, original, loop, allowance, self._evict, self._sweeper)
         self.allowance = allowance
         self._now = now
         self.loop = loop
@@ -141,16 +143,22 @@ class AioFastEngine:
         self._lose(connection)
 
     def tidy(self) -> None:
-        """A bounded piece of housekeeping; called once per request."""
+        """As in SyncFastEngine."""
         while self.unread:
             body = self.unread.popleft()
             if isinstance(body, AioBody):
                 body.close()
             else:
                 self._other.unread.append(body)
-        if expired := self._slots.due():
-            self._dispose(expired)
         self._other.tidy()
+
+    def sweep(self) -> Iterator[None]:
+        """As in SyncFastEngine."""
+        self.tidy()
+        for expired in self._slots.expired():
+            self._dispose(expired)
+            yield
+        yield from self._other.sweep()
 
     def reclaim(self, body: Any) -> None:
         if isinstance(body, AioBody):
@@ -253,6 +261,7 @@ class AioFastEngine:
     ) -> AioConnection:
         context: Any = None
         session: Session | None = None
+        self._sweeper.opening()
         if tls_name:
             context = self._settings["ssl_context"] or self._core.default_ssl_context()
             context.set_alpn_protocols(["http/1.1"])

@@ -6,16 +6,11 @@ Dictionaries are only used through single operations that are atomic with and wi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from meshlib.clients.httpx.fast.free_list import FreeList
 from meshlib.pickers.subchannel import Subchannel
-
-#: Free lists looked at per request while a sweep is on, so that no request pays for all of them.
-SWEEP_STEP = 4
-#: A sweep begins at most this often, seconds, however short keepalive_expiry is.
-SWEEP_PAUSE = 1.0
 
 _NEVER = float("inf")
 _NOTHING: Mapping[str, FreeList] = {}
@@ -37,9 +32,6 @@ class Slots:
         self._new_lock = new_lock
         self._lists: dict[Subchannel, dict[str, FreeList]] = {}
         self._with_idle: deque[FreeList] = deque()
-        self._sweep_every = None if self.expiry is None else max(SWEEP_PAUSE, self.expiry)
-        self._sweep_at = now() + (self._sweep_every or 0.0)
-        self._to_sweep = 0
 
     def count(self) -> int:
         return sum(len(lists) for lists in list(self._lists.values()))
@@ -115,27 +107,19 @@ class Slots:
                 return connection
         return None
 
-    def due(self) -> list[Any]:
-        """Idle connections that have expired, to be closed; a bounded piece of the work."""
-        if not self._to_sweep:
-            if self._sweep_every is None or self._now() < self._sweep_at:
-                return []
-            self._sweep_at = self._now() + self._sweep_every
-            self._to_sweep = len(self._with_idle)
-        found: list[Any] = []
-        for _ in range(min(SWEEP_STEP, self._to_sweep)):
-            self._to_sweep = max(0, self._to_sweep - 1)
+    def expired(self) -> Iterator[list[Any]]:
+        """Idle connections that have expired or are dead, to be closed: those of one list after the other."""
+        for _ in range(len(self._with_idle)):
             slot = self._next_listed()
             if slot is None:
-                self._to_sweep = 0
-                break
+                return
             with slot.lock:
-                found += slot.take_expired(self._now())
+                found = slot.take_expired(self._now())
                 for connection in [one for one in slot.idle if one.is_dead()]:
                     slot.lost(connection)
                     found.append(connection)
                 self._relist(slot)
-        return found
+            yield found
 
     def _next_listed(self) -> FreeList | None:
         try:

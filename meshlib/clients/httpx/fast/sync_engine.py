@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from meshlib.clients.httpx import wire
@@ -21,6 +21,7 @@ from meshlib.clients.httpx.fast.sync_stream import SyncStream
 from meshlib.clients.httpx.fast.sync_wire import SyncConnection
 from meshlib.clients.httpx.fast.warmers import Key, SyncWarmer
 from meshlib.clients.httpx.outgoing import Outgoing
+from meshlib.clients.httpx.sweeping import SyncSweeper
 from meshlib.clients.httpx.warming import MANY, RECENT, TIMEOUT
 from meshlib.model.endpoint import Endpoint
 from meshlib.pickers.subchannel import Subchannel
@@ -54,7 +55,8 @@ class SyncFastEngine:
         self._core = core
         self._settings = wire.pool_settings(original)
         self._choice = Choice(core, self._settings)
-        self._other = wire.SyncEngine(core, original, now, allowance, self._evict)
+        self._sweeper = SyncSweeper(self.sweep, allowance, self._settings["keepalive_expiry"])
+        self._other = wire.SyncEngine(core, original, allowance, self._evict, self._sweeper)
         self.allowance = allowance
         self._now = now
         self._slots = Slots(self._settings, now, new_lock)
@@ -119,15 +121,22 @@ class SyncFastEngine:
             self._dispose([connection])
 
     def tidy(self) -> None:
-        """A bounded piece of housekeeping; called once per request."""
+        """Close what replies that were thrown away unread still hold; called once per request."""
         while self.unread:
             try:
                 body = self.unread.popleft()
             except IndexError:  # another thread was faster
                 break
             body.close()
-        self._dispose(self._slots.due())
         self._other.tidy()
+
+    def sweep(self) -> Iterator[None]:
+        """Close what nobody has used for ``keepalive_expiry``, in bounded pieces."""
+        self.tidy()
+        for expired in self._slots.expired():
+            self._dispose(expired)
+            yield
+        yield from self._other.sweep()
 
     def reclaim(self, body: Any) -> None:
         if isinstance(body, SyncBody):
@@ -221,6 +230,7 @@ class SyncFastEngine:
         self, slot: FreeList, endpoint: Endpoint, tls_name: str, timeout: float | None
     ) -> SyncConnection:
         settings = self._settings
+        self._sweeper.opening()
         sock: Any = dial(
             self._core,
             endpoint.address,

@@ -45,7 +45,7 @@ class SyncWarmer:
     def __init__(
         self,
         open_ahead: Callable[[Key, int], bool],
-        later: Callable[[float, Callable[[], None]], None] = CHORES.later,
+        later: Callable[[float, Callable[[], None]], object] = CHORES.later,
         random: Callable[[], float] = SYSTEM.random,
     ) -> None:
         self._open_ahead = weakref.WeakMethod(open_ahead)
