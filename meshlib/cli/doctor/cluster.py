@@ -5,31 +5,45 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import httpx
 import msgspec
 
+from meshlib.cli.doctor.api import MAX_SERVICES, TIMEOUT, Api, Cluster
+from meshlib.cli.doctor.clock import check_clock, check_token
 from meshlib.cli.doctor.findings import Finding, lack, note, ok
-from meshlib.discovery.kubernetes.credentials import Credentials, find_credentials
+from meshlib.cli.doctor.versions import check_kubernetes
+from meshlib.discovery.kubernetes.credentials import find_credentials
 from meshlib.discovery.kubernetes.rbac import ENDPOINTS, SERVICES, SLICES, Subject, role_yaml
 from meshlib.discovery.kubernetes.transport import open_transport
 from meshlib.discovery.kubernetes.versions import GROUP_PATH, SliceApi, choose
 from meshlib.errors import MeshError
 
-#: A question of doctor's may take this long, seconds: longer than an API server ever should, shorter than patience.
-TIMEOUT = 5.0
 _AREA = "kubernetes"
 _NAMES = {SLICES: "EndpointSlices", ENDPOINTS: "Endpoints", SERVICES: "Services"}
 
 
+#: Further checks, while the connection is there: they are given the API and what is known of the cluster by then.
+Further = Callable[[Api, Cluster], Awaitable[list[Finding]]]
+
+
+async def _nothing_further(api: Api, cluster: Cluster) -> list[Finding]:
+    return []
+
+
 async def check_cluster(
-    settings: Mapping[str, Any], environ: Mapping[str, str], namespaces: Sequence[str]
+    settings: Mapping[str, Any],
+    environ: Mapping[str, str],
+    namespaces: Sequence[str],
+    further: Further = _nothing_further,
+    wall: Callable[[], float] = time.time,
 ) -> list[Finding]:
-    """All findings about the API server; asks it a handful of small questions."""
+    """All findings about the API server; asks it a handful of small questions. ``further`` is called when it answers
+    and takes our credentials."""
     try:
-        credentials = await find_credentials(settings, environ, asyncio.to_thread, time.monotonic, time.time)
+        credentials = await find_credentials(settings, environ, asyncio.to_thread, time.monotonic, wall)
     except MeshError as error:
         what = f"k8s targets cannot ask the API: {error}"
         if environ.get("KUBERNETES_SERVICE_HOST"):
@@ -47,8 +61,14 @@ async def check_cluster(
     async with httpx.AsyncClient(
         transport=transport, base_url=credentials.server, headers=headers, timeout=TIMEOUT, trust_env=False
     ) as client:
+        findings += check_token(credentials.token, wall())
+        name = credentials.tls.server_name
+        api = Api(client, {"sni_hostname": name} if name else {})
         try:
-            findings += await _ask(client, credentials, namespaces)
+            asked, taken = await _ask(api, namespaces, wall)
+            findings += asked
+            if taken is not None:
+                findings += await further(api, taken)
         except httpx.HTTPError as error:
             findings.append(
                 lack(
@@ -61,22 +81,24 @@ async def check_cluster(
 
 
 async def _ask(
-    client: httpx.AsyncClient, credentials: Credentials, namespaces: Sequence[str]
-) -> list[Finding]:
-    extensions = {"sni_hostname": credentials.tls.server_name} if credentials.tls.server_name else {}
+    api: Api, namespaces: Sequence[str], wall: Callable[[], float]
+) -> tuple[list[Finding], Cluster | None]:
+    """The findings, and what is known of the cluster; None: our credentials are refused."""
     started = time.monotonic()
-    answer = await client.get(GROUP_PATH, extensions=extensions)
+    answer = await api.get(GROUP_PATH)
     took = (time.monotonic() - started) * 1000
+    told = list(check_clock(answer.headers.get("date", ""), wall()))
     if answer.status_code == 401:
-        return [
-            lack(_AREA, "the API server refuses our credentials (401)", "renew the token or log in again")
-        ]
-    findings = [ok(_AREA, f"the API server answers ({took:.0f} ms)")]
-    api, told = _slice_api(answer)
-    findings.append(told)
+        fix = "renew the token or log in again"
+        return [*told, lack(_AREA, "the API server refuses our credentials (401)", fix)], None
+    findings = [ok(_AREA, f"the API server answers ({took:.0f} ms)"), *told]
+    findings += check_kubernetes(await api.object("/version"))
+    version, shown = _slice_api(answer)
+    findings.append(shown)
+    cluster = Cluster()
     for namespace in namespaces:
-        findings += await _rights(client, namespace, api, extensions)
-    return findings
+        findings += await _rights(api, namespace, version, cluster)
+    return findings, cluster
 
 
 def _slice_api(answer: httpx.Response) -> tuple[SliceApi, Finding]:
@@ -92,22 +114,21 @@ def _slice_api(answer: httpx.Response) -> tuple[SliceApi, Finding]:
     return api, ok(_AREA, f"endpoints are served as {api.value}")
 
 
-async def _rights(
-    client: httpx.AsyncClient, namespace: str, api: SliceApi, extensions: dict[str, str]
-) -> Iterable[Finding]:
-    """A real list of one item, and the API server's own review for the watch, of each kind that discovery reads."""
-    endpoints = ENDPOINTS if api is SliceApi.ENDPOINTS else SLICES
+async def _rights(api: Api, namespace: str, version: SliceApi, cluster: Cluster) -> Iterable[Finding]:
+    """A real list, and the API server's own review for the watch, of each kind that discovery reads."""
+    endpoints = ENDPOINTS if version is SliceApi.ENDPOINTS else SLICES
     wanted = (endpoints, SERVICES)
     missing: list[tuple[str, str]] = []
     subject: Subject | None = None
     for resource in wanted:
         group, plural = resource
-        root = f"/apis/{api.value}" if group else "/api/v1"
-        answer = await client.get(
-            f"{root}/namespaces/{namespace}/{plural}", params={"limit": 1}, extensions=extensions
-        )
+        root = f"/apis/{version.value}" if group else "/api/v1"
+        limit = MAX_SERVICES if resource == SERVICES else 1
+        answer = await api.get(f"{root}/namespaces/{namespace}/{plural}", limit=limit)
         listed = answer.status_code != 403
-        watched = await _may_watch(client, namespace, group, plural, extensions)
+        watched = await _may_watch(api, namespace, group, plural)
+        if resource == SERVICES:
+            cluster.add_services(_document(answer))
         if not listed or watched is False:
             missing.append(resource)
             subject = subject or Subject.from_forbidden_message(_message(answer))
@@ -127,9 +148,7 @@ async def _rights(
     return [ok(_AREA, f"may list and watch {_NAMES[endpoints]} and Services in namespace {namespace}")]
 
 
-async def _may_watch(
-    client: httpx.AsyncClient, namespace: str, group: str, plural: str, extensions: dict[str, str]
-) -> bool | None:
+async def _may_watch(api: Api, namespace: str, group: str, plural: str) -> bool | None:
     """None: the server does not tell."""
     attributes = {"namespace": namespace, "verb": "watch", "group": group, "resource": plural}
     body = {
@@ -137,13 +156,20 @@ async def _may_watch(
         "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": attributes},
     }
-    answer = await client.post(
-        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", json=body, extensions=extensions
+    answer = await api.client.post(
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", json=body, extensions=api.extensions
     )
     try:
         return bool(answer.json()["status"]["allowed"]) if answer.status_code == 201 else None
     except (ValueError, LookupError, TypeError):
         return None
+
+
+def _document(answer: httpx.Response) -> Any:
+    try:
+        return json.loads(answer.content)
+    except ValueError:
+        return None  # an error's page, perhaps; the status says what matters
 
 
 def _message(answer: httpx.Response) -> str:

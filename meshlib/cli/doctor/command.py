@@ -5,38 +5,46 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from meshlib import __version__
-from meshlib.cli.doctor.cluster import check_cluster
+from meshlib.cli.doctor.doubled import check_aliases, check_environment_balancing, check_source
 from meshlib.cli.doctor.findings import Finding, Level
 from meshlib.cli.doctor.libraries import check_environment, check_libraries, check_plugins
-from meshlib.cli.doctor.place import check_config, check_names, check_place, config_values
+from meshlib.cli.doctor.place import check_config, check_dev_file, check_names, check_place, config_values
+from meshlib.cli.doctor.together import Asked, examine_cluster
+from meshlib.cli.doctor.versions import check_bounds, check_python
 from meshlib.cli.exits import NEGATIVE, OK
 from meshlib.cli.output import output_option, print_json, print_table, visible
 from meshlib.cli.settings import command_config
-from meshlib.runtime.config import Config, target_defaults
+from meshlib.runtime.config import Config, alias_targets, target_defaults
+from meshlib.runtime.config.checks import MAX_CONNECTIONS
 from meshlib.runtime.place import sidecar
 
 _MARKS = {Level.OK: "ok", Level.NOTE: "note", Level.LACK: "LACKS"}
 
 
-def examine(config: Config, namespaces: tuple[str, ...]) -> list[Finding]:
+def examine(config: Config, asked: Asked) -> list[Finding]:
     """Everything that doctor looks at, in the order of the report."""
     defaults = target_defaults(config)
     environ = os.environ
     parts: list[Iterable[Finding]] = [
         check_libraries(),
+        check_python(),
+        check_bounds(),
         check_plugins(),
         check_environment(environ),
         check_config(config),
+        check_dev_file(environ, defaults),
         check_place(config, defaults, environ, sidecar(environ)),
         check_names(defaults, environ),
-        asyncio.run(
-            check_cluster(config.discovery.get("k8s", {}), environ, namespaces or (defaults.namespace,))
-        ),
+        check_environment_balancing(environ),
+        check_aliases(alias_targets(config, defaults), defaults),
+        check_source(asked.sources),
+        asyncio.run(examine_cluster(config, defaults, environ, asked)),
     ]
     return [finding for part in parts for finding in part]
 
@@ -56,7 +64,8 @@ def report(config: Config, findings: list[Finding]) -> dict[str, Any]:
 
 @click.command(
     "doctor",
-    epilog="Exit codes: 0 looked at everything; with --exit-code 1 if something lacks; 2 wrong usage or configuration.",
+    epilog="Exit codes: 0 looked at everything; with --exit-code 1 if something lacks; 2 wrong usage or configuration. "
+    "Notes never change the code.",
 )
 @output_option
 @click.option("--exit-code", is_flag=True, help="Exit with 1 when something lacks.")
@@ -64,24 +73,56 @@ def report(config: Config, findings: list[Finding]) -> dict[str, Any]:
     "--namespace", "-n", "namespaces", multiple=True, help="Namespaces to be read (default: the pod's own)."
 )
 @click.option(
+    "--target",
+    "-t",
+    "targets",
+    multiple=True,
+    metavar="TARGET",
+    help="Discover it, and connect to a few of its endpoints. Repeat it for more.",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, MAX_CONNECTIONS),
+    default=1,
+    show_default=True,
+    help="Connections that one process will have to each endpoint, for the limits.",
+)
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Python file or folder to be read for channels that balance for themselves.",
+)
+@click.option(
     "--kubeconfig", default="", help="Kubeconfig file (default: KUBECONFIG, in-cluster, ~/.kube/config)."
 )
 @click.option("--context", default="", help="Context of the kubeconfig.")
-def command(output: str, exit_code: bool, namespaces: tuple[str, ...], kubeconfig: str, context: str) -> None:
-    """Check what this environment offers - libraries, configuration, credentials, rights, DNS, node and zone,
-    another mesh - and print the fix for each thing it lacks.
+def command(
+    output: str,
+    exit_code: bool,
+    namespaces: tuple[str, ...],
+    targets: tuple[str, ...],
+    connections: int,
+    sources: tuple[Path, ...],
+    kubeconfig: str,
+    context: str,
+) -> None:
+    """Check what this environment offers - libraries, configuration, credentials, rights, clocks, DNS, node and zone,
+    another mesh, the way to the pods, limits - and print the fix for each thing it lacks.
 
     \b
     Examples:
       meshlib doctor
       meshlib doctor -n shop -n stock
       meshlib doctor -o json --exit-code
+      meshlib doctor --exit-code --target k8s:///orders.shop:http --connections 4
       kubectl exec deploy/web -- python -m meshlib doctor -n shop
     """
     config = command_config(kubeconfig=kubeconfig, context=context)
     for namespace in namespaces:
         command_config(namespace=namespace)  # exits when it is no name: it becomes part of a path
-    findings = examine(config, namespaces)
+    findings = examine(config, Asked(namespaces, targets, connections, sources))
     found = report(config, findings)
     if output == "json":
         print_json(found)

@@ -7,6 +7,8 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from importlib import metadata
+from typing import Any
+from urllib import request
 
 from meshlib.cli.doctor.findings import Finding, lack, note, ok
 from meshlib.clients.autostart import DISABLED, disabled
@@ -60,9 +62,13 @@ def _probe(name: str) -> tuple[str, str]:
             from meshlib.clients.httpx.flavour import load
 
             return "", load(name).unsupported
+        if name == "grpcio":
+            from meshlib.clients.grpc.routing import differences
+
+            return "", differences()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what other packages warn about at import is not our report
-            __import__({"grpcio": "grpc", "kubernetes": "kubernetes", "dnspython": "dns"}[name])
+            __import__({"kubernetes": "kubernetes", "dnspython": "dns"}[name])
     except Exception as error:  # a broken installation may raise anything, and saying so is the purpose
         return f"cannot be imported: {error!r}", ""
     return "", ""
@@ -88,14 +94,34 @@ def check_environment(environ: Mapping[str, str]) -> Iterable[Finding]:
         yield note(
             area, f"{DISABLED} is set: meshlib.install() and meshlib run do nothing", f"unset {DISABLED}"
         )
-    proxies = [
+    yield from check_proxies(environ)
+
+
+def check_proxies(environ: Mapping[str, str]) -> Iterable[Finding]:
+    """What goes through a proxy is not balanced; unless NO_PROXY says that the cluster's names go around it."""
+    names = [
         name
-        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY")
+        for name in (
+            "HTTP_PROXY",
+            "http_proxy",
+            "HTTPS_PROXY",
+            "https_proxy",
+            "ALL_PROXY",
+            "all_proxy",
+            "grpc_proxy",
+        )
         if environ.get(name)
     ]
-    if proxies:
-        yield note(
-            area,
-            f"{', '.join(proxies)} is set: httpx sends requests through the proxy, and those are not balanced",
-            "list the cluster's names in NO_PROXY: .svc,.svc.cluster.local",
-        )
+    if not names:
+        return
+    around = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+    hosts = ("orders.shop.svc", "orders.shop.svc.cluster.local")
+    bypass: Any = request.proxy_bypass_environment  # type: ignore[attr-defined]  # left out of typeshed
+    if all(bypass(host, {"no": around}) for host in hosts):
+        yield ok("environment", f"{', '.join(names)} is set, and the cluster's names go around it (NO_PROXY)")
+        return
+    yield note(
+        "environment",
+        f"{', '.join(names)} is set: clients send requests through the proxy, and those are not balanced",
+        "list the cluster's names in NO_PROXY: .svc,.svc.cluster.local",
+    )

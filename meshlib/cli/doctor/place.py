@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from meshlib.cli.doctor.findings import Finding, lack, note, ok
+from meshlib.errors import ConfigError
 from meshlib.model.target import TargetDefaults
 from meshlib.runtime.config import Config
 from meshlib.runtime.config.keys import ADDRESS, SCALARS, KeyPath, dotted
+from meshlib.runtime.dev_file import find_dev_file
 
 _DOWNWARD = (
     "env:\n"
@@ -28,6 +30,23 @@ def check_config(config: Config) -> Iterable[Finding]:
     )
     for warning in config.warnings:
         yield note("configuration", warning)
+
+
+def check_dev_file(environ: Mapping[str, str], defaults: TargetDefaults) -> Iterable[Finding]:
+    """Whether targets lead to this machine."""
+    area = "configuration"
+    try:
+        found = find_dev_file(environ, defaults)
+    except ConfigError as error:
+        yield lack(area, str(error), "mend the file; without it: unset MESHLIB_ENV MESHLIB_DEV_FILE")
+        return
+    if found.file is not None:
+        count = len(found.file.entries)
+        yield note(
+            area, f"{found.file.path} is in use: {count} targets lead to what it says", "unset MESHLIB_ENV"
+        )
+    elif found.ignored:
+        yield note(area, found.ignored)
 
 
 def config_values(config: Config) -> list[dict[str, Any]]:
