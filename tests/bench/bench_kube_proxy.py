@@ -98,7 +98,7 @@ class Subject:
         self._kube = kube
         self._ours: AgentProcess | None = None
         if ours:
-            self._ours = agent(kube, self.space, folder, mode=mode)
+            self._ours = agent(kube, self.space, folder, in_pod=True, mode=mode)
             self.daemon = self._ours.daemon
         else:
             self.daemon = kube_proxy(kube, self.space, folder, mode)
@@ -126,7 +126,8 @@ class Subject:
             try:
                 began = time.monotonic()
                 self.daemon.start()
-                self.daemon.wait_until(self.synced, 600)
+                # Answering takes a little of its time, so it is not asked all the time.
+                wait_for(self.synced, timeout=600, interval=0.05, what="the first full sync")
                 first = time.monotonic() - began
                 first_cpu = cpu(self.daemon.pid)
                 wait_for(partial(self._answers, vip, PODS[0]), timeout=60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -20,6 +19,7 @@ from tests.kernel.lab.load import Goal, Load
 from tests.kernel.lab.net import FAR1, FAR2, NODE, POD1, POD2, inside
 from tests.kernel.lab.prober import Refused
 from tests.kernel.lab.relay import Relay
+from tests.kernel.uml.cluster import service_account
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
@@ -58,14 +58,7 @@ def start(
             env = dict(
                 zip(("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"), map(str, in_cluster), strict=True)
             )
-            account = folder / "account"
-            account.mkdir()
-            (account / "token").write_text(kube.admin_token)
-            (account / "namespace").write_text("default")
-            shutil.copy(kube.ca_file, account / "ca.crt")
-            there = "/run/secrets/kubernetes.io/serviceaccount"
-            # As a container has it: a /run of the process's own.
-            prepare = f"mount -t tmpfs tmpfs /run; mkdir -p {there}; cp {account}/* {there}"
+            prepare = service_account(kube, folder / "account")
             agent = AgentProcess(lab.network.spaces["node"], folder, env=env, prepare=prepare, **settings)
         running.append(agent)
         agent.start()

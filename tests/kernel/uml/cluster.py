@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable
 from ipaddress import ip_address
@@ -122,11 +123,28 @@ def _path(folder: Path, mode: str) -> str:
     return f"{legacy}:{path}"
 
 
-def agent(kube: KubeCluster, space: NodeSpace, folder: Path, **settings: Any) -> AgentProcess:
-    """Ours in ipvs mode. Not started yet."""
-    config = kube.write_kubeconfig(folder / "agent.kubeconfig")
+def agent(
+    kube: KubeCluster, space: NodeSpace, folder: Path, *, in_pod: bool = False, **settings: Any
+) -> AgentProcess:
+    """Ours in ipvs mode. Not started yet. ``in_pod``: with a service account instead of a kubeconfig."""
     given = {"mode": "ipvs", "pod_cidrs": "10.1.0.0/24", "node_port_addresses": "0.0.0.0/0", **settings}
     if given["mode"] == "ipvs":
         # The guest, where it runs in this mode, has no nft for IPv4.
         given["companion"] = "none"
-    return AgentProcess(space.name, folder, env={"KUBECONFIG": str(config)}, **given)
+    if not in_pod:
+        config = kube.write_kubeconfig(folder / "agent.kubeconfig")
+        return AgentProcess(space.name, folder, env={"KUBECONFIG": str(config)}, **given)
+    env = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(kube.port)}
+    prepare = service_account(kube, folder / "account")
+    return AgentProcess(space.name, folder, env=env, prepare=prepare, **given)
+
+
+def service_account(kube: KubeCluster, folder: Path) -> str:
+    """Shell commands that put a token and its kind where a pod has them, in a mount namespace of their own."""
+    folder.mkdir()
+    (folder / "token").write_text(kube.admin_token)
+    (folder / "namespace").write_text("default")
+    shutil.copy(kube.ca_file, folder / "ca.crt")
+    there = "/run/secrets/kubernetes.io/serviceaccount"
+    # As a container has it: a /run of the process's own.
+    return f"mount -t tmpfs tmpfs /run; mkdir -p {there}; cp {folder}/* {there}"
