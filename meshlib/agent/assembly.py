@@ -34,6 +34,7 @@ from meshlib.runtime.control import DaemonExecutor
 
 if TYPE_CHECKING:
     from meshlib.agent.backends.iptables.programs import Done, Run
+    from meshlib.agent.backends.ipvs.part import Companion
     from meshlib.agent.backends.nftables.transaction import TransactionSocket
 
 T = TypeVar("T")
@@ -78,12 +79,18 @@ def makers(
         from meshlib.agent.backends.nftables.companion_table import CompanionTable
 
         private = PrivateAddresses(settings.private_cidr)
-        beside = CompanionTable(family, private.key, connect=transactions)
+        beside: Companion | None = None
+        if settings.companion == "nftables":
+            beside = CompanionTable(family, private.key, connect=transactions)
+        elif settings.companion == "iptables":
+            from meshlib.agent.backends.iptables.companion import IptablesCompanion
+
+            beside = IptablesCompanion(family, private.key, run or run_here)
         return IpvsBackend(
             binding=settings.vip_binding,
             drain_seconds=settings.drain_seconds,
             excluded=settings.exclude_cidrs,
-            companion=beside if settings.companion == "nftables" else None,
+            companion=beside,
             private=private,
             arp=transactions if family == 4 and quiet else None,
             timeouts=Timeouts(*map(ceil, seconds)),

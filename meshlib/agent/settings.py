@@ -19,7 +19,7 @@ Mode = Literal["auto", "ipvs", "nftables", "iptables", "userspace"]
 LocalDetection = Literal["node", "cluster", "none"]
 KernelAffinity = Literal["persistent", "exact"]
 VipBinding = Literal["anyip", "dummy"]
-Companion = Literal["nftables", "none"]
+Companion = Literal["nftables", "iptables", "none"]
 
 #: ip_vs_* schedulers of current kernels that need nothing but the packet (lblc and lblcr are for caches).
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "fo", "ovf")
@@ -31,7 +31,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "affinity": ("persistent", "exact"),
     "detect_local": ("node", "cluster", "none"),
     "vip_binding": ("anyip", "dummy"),
-    "companion": ("nftables", "none"),
+    "companion": ("nftables", "iptables", "none"),
 }
 #: The room that private addresses need for their choices: the longest prefix.
 _PRIVATE_PREFIX = 8
@@ -143,8 +143,9 @@ class AgentSettings:
     #: How virtual addresses become the node's own in mode ipvs: local routes, or addresses of the device meshlib0 (for
     #: container networks that look for addresses on devices).
     vip_binding: VipBinding = "anyip"
-    #: What says in mode ipvs what virtual servers cannot: drop, masquerade, source ranges, exact affinity. none:
-    #: nothing does, and a Service that needs it is served without; for kernels whose nf_tables lacks these families.
+    #: What says in mode ipvs what virtual servers cannot: drop, masquerade, source ranges, exact affinity. iptables is
+    #: for kernels whose nf_tables lacks these families. none: nothing does, and a Service that needs it is served
+    #: without.
     companion: Companion = "nftables"
     #: Where mode ipvs has private virtual servers, which nobody else may use: IPv4, /8 or larger. Clusters that number
     #: their pods out of 240.0.0.0/4 give another part of it.
@@ -231,6 +232,9 @@ class AgentSettings:
             )
         if self.beside_kube_proxy and self.take_over:
             raise ConfigError("take_over", "contradicts beside_kube_proxy", "set one of the two")
+        if self.companion == "iptables" and self.vip_binding == "dummy":
+            # The node would talk from virtual addresses, and these chains masquerade none of them.
+            raise ConfigError("companion", "iptables does not go with vip_binding = dummy", "use anyip")
         self._check_private()
         if self.detect_local == "cluster" and not self.cluster_cidrs:
             raise ConfigError("detect_local", "cluster needs cluster_cidrs")

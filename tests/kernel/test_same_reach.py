@@ -8,39 +8,12 @@ import pytest
 
 from meshlib.agent.backends.iptables import IptablesBackend
 from meshlib.agent.backends.nftables import NftablesBackend
-from meshlib.agent.desired import Desired
 from meshlib.agent.objects import Operation, Verb
-from tests.kernel.lab.expected import reachability
-from tests.kernel.lab.lab import MANY, Lab, Programmed
-from tests.kernel.lab.prober import SILENCE, Answered, Denied, Silent
+from tests.kernel.lab.lab import Lab, Programmed
+from tests.kernel.lab.observed import observed
+from tests.kernel.lab.prober import Denied, Silent
 from tests.kernel.lab.runs import Runs
 from tests.kernel.lab.snapshots import NAMES, snapshot
-
-#: By client and frontend: who answers, and what each endpoint saw; or how it fails.
-Table = dict[tuple[str, str], object]
-
-
-def observed(lab: Lab, desired: Desired) -> Table:
-    """What is found, without asking the model for more than how many endpoints to wait for."""
-    table: Table = {}
-    for client in lab.clients(desired.place.family):
-        for key, expected in reachability(desired, client).items():
-            seen: set[tuple[str, int, str]] = set()
-            failure: object = None
-            for _ in range(MANY):
-                outcome = lab.probe(client.space, key.address, key.port, key.protocol, patience=SILENCE)
-                if not isinstance(outcome, Answered):
-                    # A datagram of the node's own that is refused or dropped looks alike to its sender.
-                    failure = "lost" if client.is_node and key.protocol == "UDP" else outcome
-                    break
-                own = (client.address, *(desired.place.node_addresses if client.is_node else ()))
-                seen.add(
-                    (outcome.endpoint, outcome.port, "client" if outcome.source in own else outcome.source)
-                )
-                if len({each[:2] for each in seen}) >= len(expected.endpoints):
-                    break
-            table[client.space, str(key)] = frozenset(seen) if failure is None else failure
-    return table
 
 
 @pytest.mark.acceptance(35, 38, 39, 40, 62, 63, 66, 73, 74, 75, 76)
@@ -71,3 +44,38 @@ def test_nftables_and_iptables(
     assert frozenset in kinds
     if name != "every kind":
         assert kinds & {Silent, Denied, str}
+
+
+@pytest.mark.acceptance(35, 38, 39, 74, 75, 76)
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+@pytest.mark.parametrize("name", NAMES)
+def test_nftables_and_userspace(
+    lab: Lab,
+    family: int,
+    name: str,
+    protocol: str,
+    nftables: Callable[..., NftablesBackend],
+    userspace: Callable[..., Programmed],
+) -> None:
+    """The same endpoints answer, in every cell, or none does: what they see is the relay, and how a flow fails may be
+    another way (see docs/node-agent-backends.md)."""
+    desired = snapshot(name, lab.place(family), protocol)
+    backend = nftables(family)
+    Programmed(backend, desired.place).program(desired)
+    first = observed(lab, desired)
+    backend.cleanup()
+    lab.forget_flows()
+    userspace().program(desired)
+    second = observed(lab, desired, refuses=False)
+    differing = {key: (first[key], second[key]) for key in first if _who(first[key]) != _who(second[key])}
+    assert differing == {}
+    assert any(map(_who, first.values()))
+
+
+def _who(cell: object) -> frozenset[tuple[str, int]]:
+    """Which endpoints answered; none where it failed."""
+    return (
+        frozenset((address, port) for address, port, _ in cell)
+        if isinstance(cell, frozenset)
+        else frozenset()
+    )

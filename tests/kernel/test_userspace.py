@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from meshlib.agent.backends.userspace import Proxy, UserspaceBackend
-from meshlib.agent.backends.userspace.backend import waiting
-from meshlib.agent.backends.userspace.flow import new_socket
-from meshlib.agent.backends.userspace.room import Room
 from meshlib.agent.desired import Action, Masquerade
 from tests.kernel.lab import wanted
 from tests.kernel.lab.expected import reachability
 from tests.kernel.lab.lab import MANY, Lab, Programmed
-from tests.kernel.lab.net import FAR1, FAR2, NODE, OUT, POD1, POD2, SERVICE_RANGE, of
+from tests.kernel.lab.net import FAR1, FAR2, NODE, OUT, POD1, POD2, of
 from tests.kernel.lab.prober import SILENCE, Answered, Refused, Silent
 from tests.kernel.lab.wanted import (
     CLUSTER_IP,
@@ -36,28 +28,9 @@ from tests.kernel.lab.wanted import (
 
 
 @pytest.fixture
-def node(lab: Lab, family: int) -> Iterator[Callable[..., Programmed]]:
-    """node(): one local route for virtual addresses and listeners on the wildcard address; both go after the test."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    def make_socket(family: int, kind: int) -> socket.socket:
-        return lab.open(lambda: new_socket(family, kind))
-
-    wildcard = "0.0.0.0" if family == 4 else "::"
-    proxy = Proxy(loop, Room(10_000), random.random, print, make=make_socket)
-    submit = waiting(lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop))
-    ranges = [of(family, each) for each in (SERVICE_RANGE, "10.77.0.0/16")]
-    lab.network.ip("node", *(f"route add local {each} dev lo table local" for each in ranges))
-    try:
-        yield lambda: Programmed(UserspaceBackend(family, [wildcard], proxy, submit), lab.place(family))
-    finally:
-        asyncio.run_coroutine_threadsafe(proxy.close(0.0), loop).result(20)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
-        lab.network.ip("node", *(f"route del local {each} dev lo table local" for each in ranges))
+def node(userspace: Callable[..., Programmed]) -> Callable[..., Programmed]:
+    """The node that is served."""
+    return userspace
 
 
 @pytest.mark.acceptance(39, 70, 76, 110, 114)

@@ -30,6 +30,7 @@ from meshlib.agent.ops.log import Log
 from meshlib.agent.ops.metrics_page import MetricsPage
 from meshlib.agent.relays import Relays
 from meshlib.agent.service import Agent, Source
+from meshlib.agent.settings import AgentSettings
 from meshlib.agent.state import CONTROL, LEDGER
 from meshlib.agent.surroundings import obstacles
 from meshlib.cli.output import visible
@@ -60,7 +61,8 @@ async def _run(
         loop.add_signal_handler(number, stopping.set)
     crashes: list[BaseException] = []
     noted = any(entry("iptables", family) in ledger.ledger.owned for family in options.families)
-    iptables = _helper() if noted or options.mode in ("auto", "iptables") else None
+    needed = noted or options.mode == "auto" or _by_iptables(options.mode, options)
+    iptables = _helper() if needed else None
     confine_parser()
     make = programmer.broker.socket
     relays = Relays(options, log.say)
@@ -84,8 +86,8 @@ async def _run(
         chosen = await worker(lambda: choose(options.mode, options.families, ways))
         for mode, probe in chosen.probes.items():
             log.say(f"mode {mode}: {'chosen' if mode == chosen.mode else 'not usable'}: {probe.reason}")
-        if chosen.mode == "iptables":
-            ledger.write(ledger.ledger.own(entry(chosen.mode, family) for family in chosen.backends))
+        if _by_iptables(chosen.mode, options):
+            ledger.write(ledger.ledger.own(entry("iptables", family) for family in chosen.backends))
         agent = _agent(loaded, chosen, ledger, worker, make, log, iptables)
         context = assembly.context(assembly.kubernetes_settings(options, os.environ), log.event, crashed)
         source: Source
@@ -118,6 +120,11 @@ async def _run(
         ledger.close()
     if crashes:
         raise crashes[0]
+
+
+def _by_iptables(mode: str, options: AgentSettings) -> bool:
+    """Whether the mode writes rules of iptables."""
+    return mode == "iptables" or (mode == "ipvs" and options.companion == "iptables")
 
 
 def _helper() -> Helper:
@@ -160,7 +167,7 @@ def _agent(
 
     def over() -> None:
         # Who may run programs is not kept for longer than it is needed.
-        if iptables is not None and chosen.mode != "iptables":
+        if iptables is not None and not _by_iptables(chosen.mode, options):
             iptables.close()
 
     def settled() -> None:

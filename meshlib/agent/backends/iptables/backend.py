@@ -23,7 +23,7 @@ from meshlib.agent.desired import (
     Route,
     Target,
 )
-from meshlib.agent.objects import Failed, ObjectKey, Objects, Operation, Plan, Verb
+from meshlib.agent.objects import Failed, ObjectKey, Objects, Operation, Verb
 from meshlib.model.service import ServiceKey
 
 #: Runs of iptables-restore for one plan: a refused one is halved until the refused rules are found.
@@ -97,7 +97,7 @@ class IptablesBackend:
         self._tables = read(done.output)
         return self._tables.objects()
 
-    def apply(self, plan: Plan, now: float) -> Sequence[Failed]:
+    def apply(self, plan: Sequence[Operation], now: float) -> Sequence[Failed]:
         """One run, if nothing is refused."""
         failed: list[Failed] = []
         waiting = [list(plan)]

@@ -28,6 +28,7 @@ from meshlib.agent.desired import (
     Place,
     PortKey,
     Route,
+    Target,
 )
 from meshlib.agent.objects import ObjectKey, Objects
 
@@ -45,8 +46,9 @@ _FIRST, _BUCKETS, _NODE, _REST, _LAST = 1, 3, 5, 7, 9
 _NEW = "-m conntrack --ctstate NEW"
 
 
-def fixed(place: Place, fully_random: bool = True) -> Objects:
-    """What is there whatever the frontends are. ``fully_random``: whether MASQUERADE knows how."""
+def fixed(place: Place, fully_random: bool = True, translated: bool = True) -> Objects:
+    """What is there whatever the frontends are. ``fully_random``: whether MASQUERADE knows how. ``translated`` False:
+    virtual servers lead to endpoints, and connection tracking does not see that they did."""
     objects: dict[ObjectKey, Any] = {}
     bit = f"{1 << place.masquerade_bit:#x}"
     mark, clear = _mark(bit), f"-j MARK --set-xmark 0x0/{bit}"
@@ -76,7 +78,7 @@ def fixed(place: Place, fully_random: bool = True) -> Objects:
     put(
         objects,
         Name(NAT, POST, _FIRST, "endpoints to themselves"),
-        f"-m conntrack --ctstate DNAT -j {HAIRPINS}",
+        f"{'-m conntrack --ctstate DNAT ' if translated else ''}-j {HAIRPINS}",
     )
     fully = " --random-fully" if fully_random else ""
     unmarked = f"-m mark ! --mark {bit}/{bit} -j RETURN"
@@ -103,8 +105,9 @@ def fixed(place: Place, fully_random: bool = True) -> Objects:
     return objects
 
 
-def translate(frontend: Frontend, place: Place) -> Objects:
-    """What one frontend needs."""
+def translate(frontend: Frontend, place: Place, beside: Target | None = None) -> Objects:
+    """What one frontend needs. ``beside``: a virtual server has the flows that are forwarded, and this one those from
+    inside, where they go elsewhere."""
     objects: dict[ObjectKey, Any] = {}
     key = frontend.key
     bit = f"{1 << place.masquerade_bit:#x}"
@@ -114,8 +117,16 @@ def translate(frontend: Frontend, place: Place) -> Objects:
     elif frontend.masquerade is Masquerade.OFF_NODE and place.pod_ranges:
         marks = [f"-j {OFF_NODE}"]
     if frontend.inside is not None:
-        _serve(objects, frontend, frontend.inside, True, marks)
-    _serve(objects, frontend, frontend.route, False, marks)
+        route = frontend.inside
+        if beside is not None and route.action is Action.FORWARD:
+            route = Route(Action.FORWARD, (beside,))
+        _serve(objects, frontend, route, True, marks)
+    if beside is not None and (frontend.inside or frontend.route).action is Action.DROP:
+        _drop_early(objects, frontend, place)
+    if beside is not None and frontend.route.action is Action.FORWARD and frontend.route.targets:
+        _pass(objects, frontend, marks)
+    else:
+        _serve(objects, frontend, frontend.route, False, marks)
     if key.address and frontend.kind is not FrontendKind.NODE_PORT:
         if key.address != place.source and key.address not in place.node_addresses:
             _protect(objects, frontend)
@@ -160,6 +171,26 @@ def _serve(
         Name(FILTER, _bucket(objects, FILTER, frontend.key, inside), _FIRST, words),
         f"{match} -j {verdict}",
     )
+
+
+def _pass(objects: dict[ObjectKey, Any], frontend: Frontend, marks: Sequence[str]) -> None:
+    """What goes on as it is: settled in nat, and none of the other ports of its address in filter."""
+    match = _match(frontend.key)
+    words = f"{frontend.key} {frontend.owner}"
+    lane = _bucket(objects, NAT, frontend.key, False)
+    put(objects, Name(NAT, lane, _FIRST, words), *(f"{match} {each}" for each in (*marks, "-j ACCEPT")))
+    if frontend.key.address:
+        lane = _bucket(objects, FILTER, frontend.key, False)
+        put(objects, Name(FILTER, lane, _FIRST, words), f"{match} -j RETURN")
+
+
+def _drop_early(objects: dict[ObjectKey, Any], frontend: Frontend, place: Place) -> None:
+    """What the node itself sends reaches a virtual server, which refuses it, before it comes to filter."""
+    key = frontend.key
+    addresses = (key.address,) if key.address else place.node_addresses
+    texts = [f"{_match(key._replace(address=address))} -j DROP" for address in addresses]
+    if texts:
+        put(objects, Name(MANGLE, RANGES, _FIRST, f"dropped {key} {frontend.owner}"), *texts)
 
 
 def _endpoints(objects: dict[ObjectKey, Any], frontend: Frontend, route: Route) -> str:
