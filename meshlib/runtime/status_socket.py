@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -36,50 +36,61 @@ MAX_READERS = 8
 BACKLOG = 16
 #: Bytes of an answer: several times 10,000 endpoints. What is beyond is left out, and the answer says so.
 MAX_ANSWER = 16 << 20
+#: Seconds without accepting anybody while the process has no descriptor left.
+REST = 1.0
 #: Endpoints in one piece: made and encoded in less than a millisecond.
 PIECE = 250
 #: Sockets of others that are looked at when ours is made; a program that is killed all the time leaves more than
 #: ``meshlib status`` may ever come to see.
 SWEEP = 64
 
+RunBlocking = Callable[..., Awaitable[Any]]
+
+
+class Spawn(Protocol):
+    """Starts a task whose exceptions are reported."""
+
+    def __call__(self, coroutine: Coroutine[Any, Any, None], /, *, name: str) -> asyncio.Task[Any]: ...
+
 
 class StatusSocket:
     """Belongs to one ProcessRuntime; everything runs on its loop. In a forked child it is forgotten with it."""
 
-    def __init__(self, setting: str, run_blocking: Callable[..., Awaitable[Any]], emit: EventSink) -> None:
+    def __init__(self, setting: str, spawn: Spawn, run_blocking: RunBlocking, emit: EventSink) -> None:
         self.address: Path | bytes | None = None  #: where it listens; bytes: outside the file system
+        self.readers: set[asyncio.Task[Any]] = set()  #: whose question is being answered
         self._setting = setting
+        self._spawn = spawn
         self._run_blocking = run_blocking
         self._emit = emit
-        self._server: asyncio.Server | None = None
-        self._readers: set[asyncio.Task[Any]] = set()
+        self._listening: socket.socket | None = None
+        self._resting: asyncio.TimerHandle | None = None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Listen in the first place that will do. Where there is none, that is reported once and nothing else lacks."""
         problems: list[str] = []
-        listening = self._bind(problems)
-        if listening is None:
+        self._listening = self._bind(problems)
+        if self._listening is None:
             where = "; ".join(problems)
             self._emit(EntrySkipped("configuration", "status_socket", f"no place for a socket: {where}"))
             return
-        # In two steps, the first of which does not wait: from here on ``close`` finds it, however early it comes.
-        self._server = await asyncio.start_unix_server(
-            self._serve, sock=listening, limit=MAX_REQUEST, backlog=BACKLOG, start_serving=False
-        )
-        await self._server.start_serving()
+        self._listen()
 
     async def close(self) -> None:
         """Stop listening, end the answers under way and take the socket away."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._resting is not None:
+            self._resting.cancel()
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
         if isinstance(self.address, Path):
             with contextlib.suppress(OSError):  # somebody was faster, or took the directory away
                 self.address.unlink()
         self.address = None
-        for task in tuple(self._readers):
+        for task in tuple(self.readers):
             task.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        await asyncio.gather(*self.readers, return_exceptions=True)
 
     # -- listening -----------------------------------------------------------------------------------------------
 
@@ -113,32 +124,60 @@ class StatusSocket:
 
     # -- answering -----------------------------------------------------------------------------------------------
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            return  # asyncio makes one for each connection; the type checker cannot know
-        self._readers.add(task)
-        writer.transport.set_write_buffer_limits(high=0)  # drain returns when all is in the kernel's buffer
+    def _listen(self) -> None:
+        self._resting = None
+        if self._listening is not None:
+            asyncio.get_running_loop().add_reader(self._listening, self._accept)
+
+    def _accept(self) -> None:
+        # Not asyncio's server: its connections are nobody's for a few turns of the loop, and a loop that ends then
+        # leaves them open.
+        if self._listening is None:
+            return
+        try:
+            connection, _ = self._listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # whoever asked has gone
+        except OSError:  # no descriptor to be had: those who wait would have us turn in circles
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listening)
+            self._resting = loop.call_later(REST, self._listen)
+            return
+        connection.setblocking(False)
+        refused = self._refuse(connection)  # now: of many that come at once, the first are served
+        task = self._spawn(self._serve(connection, refused), name="status")
+        self.readers.add(task)
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            self.readers.discard(task)
+            connection.close()  # it may have ended before it began
+
+        task.add_done_callback(ended)
+
+    async def _serve(self, connection: socket.socket, refused: str) -> None:
+        writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                if refused := self._refuse(writer):
+                reader, writer = await asyncio.open_unix_connection(sock=connection, limit=MAX_REQUEST)
+                writer.transport.set_write_buffer_limits(high=0)  # drain returns when the kernel has it all
+                if refused:
                     writer.write(_line(error=refused))
                 else:
                     await self._converse(reader, writer)
                 await writer.drain()
         except (OSError, TimeoutError, ValueError):
             pass  # whoever asked has gone, is stuck, or asked for nothing: there is nobody to tell
-        except Exception as error:  # a fault of ours, or of a plugin: it must not end in asyncio's log alone
+        except Exception as error:  # a fault of ours, or of a plugin: the reader sees the answer end
             self._emit(SourceFailed("status socket", error, stale=True))
         finally:
-            writer.transport.abort()  # what a reader did not take is dropped; what the kernel has it still gets
-            self._readers.discard(task)
+            if writer is not None:
+                writer.transport.abort()  # what a reader did not take is dropped; what the kernel has it still gets
 
-    def _refuse(self, writer: asyncio.StreamWriter) -> str:
-        peer = status_place.peer_of(writer.get_extra_info("socket"))
+    def _refuse(self, connection: socket.socket) -> str:
+        peer = status_place.peer_of(connection)
         if peer is not None and peer.uid not in (0, os.geteuid()):
             return f"user {peer.uid} may not ask a process of user {os.geteuid()}"
-        if len(self._readers) > MAX_READERS:
+        if len(self.readers) >= MAX_READERS:
             return f"{MAX_READERS} others are asking already"
         return ""
 
@@ -204,10 +243,9 @@ def serve_status(runtime: ProcessRuntime, setting: str) -> None:
     """Have this process answer, unless it does or ``setting`` says not to (on the control loop)."""
     if runtime.status is not None or setting == status_place.OFF or not hasattr(socket, "AF_UNIX"):
         return
-    status = StatusSocket(setting, runtime.control.run_blocking, emit)
-    runtime.status = status
+    runtime.status = status = StatusSocket(setting, runtime.control.spawn, runtime.control.run_blocking, emit)
     runtime.control.at_close(status.close)
-    runtime.control.spawn(status.start(), name="status socket")
+    status.start()
 
 
 def _listen(address: Path | bytes) -> socket.socket:
@@ -224,6 +262,7 @@ def _listen(address: Path | bytes) -> socket.socket:
         if isinstance(address, Path):
             address.chmod(0o600)
         listening.listen(BACKLOG)
+        listening.setblocking(False)
     except BaseException:
         listening.close()
         raise

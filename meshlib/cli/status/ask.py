@@ -83,6 +83,8 @@ async def _assemble(reader: asyncio.StreamReader) -> dict[str, Any]:
         if received > 2 * MAX_ANSWER:
             raise ConnectionError("an answer without end")
         part = json.loads(line)
+        if not isinstance(part, dict):
+            raise ValueError("lines of objects are expected")
         if "error" in part:
             raise ConnectionError(str(part["error"]))
         if "end" in part:
