@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -422,6 +423,56 @@ def test_abandoned_streams_leave_no_count(mesh: Shop, backends: Backends) -> Non
             del dropped
             await eventually(lambda: mesh.inflight == 0)
             await eventually(lambda: server.in_flight == 0)
+        finally:
+            gc.enable()
+
+    use(mesh, body)
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_dropped_call_with_one_response_goes_on(mesh: Shop, backends: Backends, connected: bool) -> None:
+    """Fire and forget: what is dropped at once, on a fresh channel too, is served as on a bare one, and counted out."""
+    (server,) = backends.grpc(1)
+    mesh.serve([server])
+    mesh.known()
+
+    async def drop(channel: Any) -> None:
+        if connected:
+            await channel.channel_ready()
+        served = server.requests
+        channel.unary_unary(UU)(b"x")
+        channel.stream_unary(SU)(agen(b"a", b"b"))
+        gc.collect()
+        await eventually(lambda: server.requests == served + 2)
+
+    async def bare() -> None:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            await drop(channel)
+
+    async def ours(channel: Any) -> None:
+        await drop(channel)
+        await eventually(lambda: mesh.inflight == 0)
+
+    asyncio.run(bare())
+    use(mesh, ours)
+
+
+def test_an_answered_call_is_no_work_for_the_garbage_collector(mesh: Shop, backends: Backends) -> None:
+    """With its answer taken it is gone, also with a grpcio whose calls keep their callbacks for good."""
+    mesh.serve(backends.grpc(1))
+
+    async def body(channel: Any) -> None:
+        await channel.unary_unary(UU)(
+            b"x"
+        )  # the next ones find a connection, and an endpoint known by its answers
+        gc.disable()
+        try:
+            for _ in range(3):
+                call = channel.unary_unary(UU)(b"x")
+                gone = weakref.ref(call)
+                await call
+                del call
+                await eventually(lambda: gone() is None)  # noqa: B023
         finally:
             gc.enable()
 

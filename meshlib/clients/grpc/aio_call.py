@@ -1,7 +1,9 @@
 """The asyncio call objects of a mesh channel.
 
 Each implements grpc.aio's interface of its kind and passes everything on to the attempt that decides. An attempt whose
-connection was refused is replaced before anybody sees it.
+connection was refused is replaced before anybody sees it. As in grpc.aio, a call with one response goes on when its
+user drops it (fire and forget), and a stream of responses ends: so the first is its own ``Progress``, which the loop
+holds, and the second only has one.
 """
 
 from __future__ import annotations
@@ -14,14 +16,15 @@ from typing import Any
 
 import grpc
 
-from meshlib.clients.grpc.aio_attempt import AioAttempts
+from meshlib.clients.grpc.aio_progress import Progress
 
 
 class _Call:
-    """What all kinds share. Dropping the last reference cancels the call."""
+    """What all kinds share."""
 
-    def __init__(self, progress: AioAttempts) -> None:
-        self._progress = progress
+    @property
+    def _progress(self) -> Progress:
+        raise NotImplementedError
 
     def cancel(self) -> bool:
         return self._progress.cancel()
@@ -92,30 +95,37 @@ class _Call:
             return f"<{type(self).__name__} {'ended' if self.done() else 'waiting for an endpoint'}>"
         return repr(call)
 
-    def __del__(self) -> None:
-        if not self._progress.finished:
-            self._progress.abandon()
 
+class _UnaryResponse(Progress, _Call):
+    @property
+    def _progress(self) -> Progress:
+        return self
 
-class _UnaryResponse(_Call):
     def __await__(self) -> Generator[Any, Any, Any]:
-        progress = self._progress
         while True:
-            call = progress.call or (yield from self._deciding().__await__())
+            call = self.call or (yield from self._deciding().__await__())
             try:
-                response = yield from call.__await__()
+                return (yield from call.__await__())
             except grpc.RpcError:
-                if progress.decides(call):
+                if self.decides(call):
                     raise
-            else:
-                return response
 
 
 class _StreamResponse(_Call):
-    def __init__(self, progress: AioAttempts) -> None:
-        super().__init__(progress)
+    """Dropping the last reference cancels the call."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._made = progress
         self._sampled = False
         self._iterator: weakref.ref[AsyncIterator[Any]] | None = None
+
+    @property
+    def _progress(self) -> Progress:
+        return self._made
+
+    def __del__(self) -> None:
+        if not self._made.finished:
+            self._made.abandon()
 
     def __aiter__(self) -> AsyncIterator[Any]:
         # Weak, because the iterator holds this object: a cycle would keep an abandoned stream open until the next gc.
@@ -188,7 +198,7 @@ class UnaryStreamCall(_StreamResponse, grpc.aio.UnaryStreamCall):  # type: ignor
     """One request, a stream of responses."""
 
 
-class StreamUnaryCall(_StreamRequest, _UnaryResponse, grpc.aio.StreamUnaryCall):  # type: ignore[type-arg]
+class StreamUnaryCall(_UnaryResponse, _StreamRequest, grpc.aio.StreamUnaryCall):  # type: ignore[type-arg]
     """A stream of requests, one response."""
 
 

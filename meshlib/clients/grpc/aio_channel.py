@@ -21,9 +21,9 @@ from meshlib.clients.grpc.aio_multicallables import (
 )
 from meshlib.clients.grpc.aio_pool import LoopPool
 from meshlib.clients.grpc.attempts import SHORT_PATIENCE
-from meshlib.clients.grpc.channel import METHODS, factory, registered_argument
 from meshlib.clients.grpc.connectivity import EAGER, RELAXED, aggregate
 from meshlib.clients.grpc.hash_key import HashKey, Keys
+from meshlib.clients.grpc.methods import KINDS, Methods
 from meshlib.clients.grpc.options import Options, channel_options, core_waits
 from meshlib.clients.grpc.otherwise import Bare
 from meshlib.clients.grpc.routing import AIO, Make, channel
@@ -42,7 +42,7 @@ _graveyard: list[object] = []
 _closing: set[asyncio.Task[None]] = set()
 
 
-class AioMeshChannel(grpc.aio.Channel):
+class AioMeshChannel(Methods, grpc.aio.Channel):
     """Balances every call over one single-address channel per endpoint and event loop. Usable after fork.
 
     Made by ``meshlib.grpc.aio.insecure_channel`` and ``secure_channel``. May be used from several loops in several
@@ -57,85 +57,23 @@ class AioMeshChannel(grpc.aio.Channel):
         bare: Bare | None = None,
         core_waits: bool = False,
     ) -> None:
+        super().__init__()
         self._handle = handle
         self._make_bare = bare
         self._bare: dict[asyncio.AbstractEventLoop, Any] = {}
         self._key = Keys(handle, hash_key)
         self._connect = connect
         self._core_waits = core_waits
-        self._lock = new_lock()
         self._pools: dict[asyncio.AbstractEventLoop, LoopPool] = {}
-        self._methods: dict[tuple[Any, ...], AioMultiCallable] = {}
         self._closed = False
         handle.on_removed(self._drop)
         rebuild_after_fork(self)
 
     # -- methods -------------------------------------------------------------------------------------------------
 
-    def unary_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        return self._method(UnaryUnary, method, request_serializer, response_deserializer, args, kwargs)
-
-    def unary_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        return self._method(UnaryStream, method, request_serializer, response_deserializer, args, kwargs)
-
-    def stream_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        return self._method(StreamUnary, method, request_serializer, response_deserializer, args, kwargs)
-
-    def stream_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        return self._method(StreamStream, method, request_serializer, response_deserializer, args, kwargs)
-
-    def _method(
-        self,
-        kind: type[AioMultiCallable],
-        method: str,
-        serializer: Any,
-        deserializer: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> AioMultiCallable:
-        registered = registered_argument(args, kwargs)
-        key = (kind, method, serializer, deserializer, registered)
-        known = self._methods.get(key)
-        if known is None:
-            with self._lock:
-                known = self._methods.get(key)
-                if known is None:
-                    if len(self._methods) >= METHODS:
-                        forgotten = self._methods.pop(next(iter(self._methods)))
-                        self._forget(forgotten)
-                    make = factory(_NAMES[kind], method, serializer, deserializer, registered)
-                    bare = self._otherwise if self._make_bare is not None else None
-                    known = kind(self._handle, self._pool, SYSTEM.now, self._key, make, bare)
-                    self._methods[key] = known
-        return known
+    def _made(self, kind: str, make: Callable[[Any], Any], serializer: Any) -> AioMultiCallable:
+        bare = self._otherwise if self._make_bare is not None else None
+        return _KINDS[kind](self._handle, self._pool, SYSTEM.now, self._key, make, bare)
 
     def _otherwise(self) -> Any:
         """grpc's own channel to the same target, of the running loop; see ``otherwise``."""
@@ -267,12 +205,9 @@ class AioMeshChannel(grpc.aio.Channel):
         return f"<{type(self).__name__} {self._handle.target}: {len(self._pools)} event loops>"
 
 
-_NAMES: dict[type[AioMultiCallable], str] = {
-    UnaryUnary: "unary_unary",
-    UnaryStream: "unary_stream",
-    StreamUnary: "stream_unary",
-    StreamStream: "stream_stream",
-}
+_KINDS: dict[str, type[AioMultiCallable]] = dict(
+    zip(KINDS, (UnaryUnary, UnaryStream, StreamUnary, StreamStream), strict=True)
+)
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:

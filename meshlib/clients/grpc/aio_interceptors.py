@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 from grpc.aio import Metadata
 
+from meshlib.clients.grpc.methods import KINDS, FourKinds
+
 #: What grpc's intercepted calls have taken, in this order, since there are four of them; newer ones take more.
 _PARAMETERS = (
     "self",
@@ -30,7 +32,6 @@ _PARAMETERS = (
     "response_deserializer",
     "loop",
 )
-_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 def _class_name(kind: str) -> str:
@@ -43,7 +44,7 @@ def _load() -> dict[str, type]:
     try:
         from grpc.aio import _interceptor as home
 
-        for kind in _KINDS:
+        for kind in KINDS:
             made = getattr(home, f"Intercepted{_class_name(kind)}Call")
             names = [
                 name.replace("request_iterator", "request")
@@ -64,8 +65,8 @@ SUPPORTED = bool(_CALLS)
 
 def by_kind(interceptors: Sequence[Any]) -> dict[str, list[Any]]:
     """Sorted as grpc sorts them, each into the first kind that it is of; ValueError for anything else."""
-    found: dict[str, list[Any]] = {kind: [] for kind in _KINDS}
-    classes = {kind: getattr(grpc.aio, f"{_class_name(kind)}ClientInterceptor") for kind in _KINDS}
+    found: dict[str, list[Any]] = {kind: [] for kind in KINDS}
+    classes = {kind: getattr(grpc.aio, f"{_class_name(kind)}ClientInterceptor") for kind in KINDS}
     for interceptor in interceptors:
         for kind, wanted in classes.items():
             if isinstance(interceptor, wanted):
@@ -201,30 +202,23 @@ class _StreamStream(_StreamRequest, grpc.aio.StreamStreamMultiCallable):  # type
     """For isinstance."""
 
 
-class InterceptedChannel(grpc.aio.Channel):
+_METHODS: dict[str, type[_Method]] = dict(
+    zip(KINDS, (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream), strict=True)
+)
+
+
+class InterceptedChannel(FourKinds, grpc.aio.Channel):
     """A mesh channel with interceptors around its calls; everything else is the channel's."""
 
     def __init__(self, channel: Any, interceptors: Sequence[Any]) -> None:
         self._channel = channel
         self._interceptors = by_kind(interceptors)
 
-    def _method(self, made: Any, kind: str, method: Any, args: Any, named: dict[str, Any]) -> Any:
+    def _method(self, kind: str, /, method: Any, *args: Any, **named: Any) -> Any:
         interceptors = self._interceptors[kind]
         if not interceptors:
             return getattr(self._channel, kind)(method, *args, **named)
-        return made(self._channel, kind, interceptors, method, args, named)
-
-    def unary_unary(self, method: Any, *args: Any, **named: Any) -> Any:
-        return self._method(_UnaryUnary, "unary_unary", method, args, named)
-
-    def unary_stream(self, method: Any, *args: Any, **named: Any) -> Any:
-        return self._method(_UnaryStream, "unary_stream", method, args, named)
-
-    def stream_unary(self, method: Any, *args: Any, **named: Any) -> Any:
-        return self._method(_StreamUnary, "stream_unary", method, args, named)
-
-    def stream_stream(self, method: Any, *args: Any, **named: Any) -> Any:
-        return self._method(_StreamStream, "stream_stream", method, args, named)
+        return _METHODS[kind](self._channel, kind, interceptors, method, args, named)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         state: grpc.ChannelConnectivity = self._channel.get_state(try_to_connect)

@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc
 
-from meshlib.clients.grpc.aio_attempt import AioAttempts
 from meshlib.clients.grpc.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from meshlib.clients.grpc.aio_pool import LoopPool
+from meshlib.clients.grpc.aio_progress import Progress
 from meshlib.clients.grpc.hash_key import Keys
 from meshlib.clients.grpc.otherwise import Bare, is_not_ours
 from meshlib.clients.grpc.pool import Bound
@@ -21,8 +21,9 @@ from meshlib.runtime.lease import Lease
 class AioMultiCallable:
     """One method of an asyncio mesh channel; usable on any loop (``pool`` gives the running loop's channels)."""
 
-    #: The call object of this kind, and which side is a stream.
-    call_type: Any
+    #: What a call of this kind is, what its user holds of it if that is not the same, and which side is a stream.
+    call_type: type[Progress] = Progress
+    held_type: Any = None
     streams_requests = False
     streams_responses = False
 
@@ -57,18 +58,18 @@ class AioMultiCallable:
             raise grpc.aio.UsageError("Channel is closed.")
         began = self.clock()
         subchannel = self.handle.choose(began, self.key, metadata)
-        progress = AioAttempts(
-            self, pool, request, began, timeout, metadata, wait_for_ready, credentials, compression
+        call = self.call_type(
+            self, pool, began, request, timeout, metadata, wait_for_ready, credentials, compression
         )
         if subchannel is None:
-            progress.drive(None)  # the call object says why, when it is awaited
-            return self.call_type(progress)
-        bound = pool.connected(subchannel, self, self._make)
-        if bound is not None:
-            progress.adopt(bound, subchannel)
+            call.drive(None)  # the call object says why, when it is awaited
         else:
-            progress.drive(Lease(subchannel, self.clock, began))
-        return self.call_type(progress)
+            bound = pool.connected(subchannel, self, self._make)
+            if bound is not None:
+                call.adopt(bound)
+            else:
+                call.drive(Lease(subchannel, self.clock, began))
+        return call if self.held_type is None else self.held_type(call)
 
     def otherwise(self, error: MeshRpcError) -> Any:
         """The method on grpc's own channel, for a call whose host is none of ours; None: the error stands."""
@@ -123,7 +124,7 @@ class UnaryUnary(_UnaryRequest, grpc.aio.UnaryUnaryMultiCallable):  # type: igno
 class UnaryStream(_UnaryRequest, grpc.aio.UnaryStreamMultiCallable):  # type: ignore[type-arg]
     """One request, a stream of responses."""
 
-    call_type = UnaryStreamCall
+    held_type = UnaryStreamCall
     streams_responses = True
 
 
@@ -136,5 +137,5 @@ class StreamUnary(_StreamRequest, grpc.aio.StreamUnaryMultiCallable):  # type: i
 class StreamStream(_StreamRequest, grpc.aio.StreamStreamMultiCallable):  # type: ignore[type-arg]
     """A stream of requests, a stream of responses."""
 
-    call_type = StreamStreamCall
+    held_type = StreamStreamCall
     streams_responses = True

@@ -8,6 +8,8 @@ import asyncio
 import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
+from functools import partial
+from itertools import count
 from typing import Any
 
 import grpc
@@ -57,8 +59,9 @@ class LoopPool:
         self._closing: set[asyncio.Task[None]] = set()
         #: Calls that have no endpoint yet, to be cancelled at close.
         self.waiting: weakref.WeakSet[Any] = weakref.WeakSet()
-        #: Calls whose end will be accounted for by a callback of this loop.
-        self.running: set[Any] = set()
+        #: Calls whose end will be accounted for by a callback of this loop, by the number that the callback knows.
+        self._running: dict[int, Any] = {}
+        self._numbers = count()
         #: In which process: a forked child may run this loop's callbacks, but the counts are the parent's.
         self.generation = Generation.current
 
@@ -90,6 +93,25 @@ class LoopPool:
             bound = methods[method] = Bound(transport, make(transport.channel))
         transport.open.append(None)
         return bound
+
+    def watch(self, attempt: Any, call: Any) -> None:
+        """Have ``call.ended()`` called, once, when ``attempt``, a call of grpc.aio, ends; hold ``call`` until then.
+
+        Its callbacks stay with the attempt for good in most versions of grpcio. If they led to ``call``, which leads to
+        the attempt, each call would be a cycle, left to the garbage collector; so they only know a number.
+        """
+        number = next(self._numbers)
+        self._running[number] = call
+        core = getattr(attempt, "_cython_call", None)
+        if core is not None:
+            core.add_done_callback(partial(self._ended, number))
+        else:  # made by interceptors of the user's, or by a grpcio that we do not know
+            attempt.add_done_callback(partial(self._ended, number))
+
+    def _ended(self, number: int, _: Any = None) -> None:
+        call = self._running.pop(number, None)
+        if call is not None:  # else told before, as of a call that was cancelled; or released with its loop
+            call.ended()
 
     def transport(self, lease: Lease) -> Transport:
         """The endpoint's transport, made when it is first wanted."""
@@ -131,7 +153,7 @@ class LoopPool:
         channels = [transport.channel for transport in closing if transport.close()]
         waiting = [call for call in self.waiting if not call.done()]
         if grace and waiting:
-            await asyncio.wait([asyncio.ensure_future(call.ended()) for call in waiting], timeout=grace)
+            await asyncio.wait([asyncio.ensure_future(call.until_ended()) for call in waiting], timeout=grace)
         for call in waiting:
             call.cancel()
         if channels:
@@ -143,9 +165,8 @@ class LoopPool:
     def abandon(self) -> None:
         """The loop was closed without closing the channel: its callbacks will never come, so give the counts back."""
         self.closed = True
-        for call in [*self.running]:
-            call.release()
-        for call in list(self.waiting):
+        running, self._running = self._running, {}
+        for call in [*running.values(), *self.waiting]:
             call.release()
 
     def close_later(self, grace: float | None) -> None:

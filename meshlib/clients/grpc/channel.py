@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -11,13 +10,9 @@ import grpc
 
 from meshlib.clients.grpc.connectivity import Connectivity
 from meshlib.clients.grpc.hash_key import HashKey, Keys
-from meshlib.clients.grpc.multicallables import (
-    MultiCallable,
-    StreamStream,
-    StreamUnary,
-    UnaryStream,
-    UnaryUnary,
-)
+from meshlib.clients.grpc.method import MultiCallable
+from meshlib.clients.grpc.methods import KINDS, Methods
+from meshlib.clients.grpc.multicallables import StreamStream, StreamUnary, UnaryStream, UnaryUnary
 from meshlib.clients.grpc.options import Options, channel_options, core_waits
 from meshlib.clients.grpc.otherwise import Bare
 from meshlib.clients.grpc.pool import Pool
@@ -29,18 +24,11 @@ from meshlib.runtime.mesh import Mesh
 from meshlib.runtime.primitives import new_lock
 from meshlib.runtime.process import rebuild_after_fork
 
-#: Methods remembered per channel. Interceptors ask for the callable again at every call, so it must be found, not made;
-#: the bound is for programs that pass a new function as serializer each time. More methods than any service has.
-METHODS = 1024
-
-#: grpcio calls stubs' methods with this argument since 1.63; older ones do not know it.
-_REGISTERED = "_registered_method"
-
 #: Channels inherited over a fork: referenced until exit, because collecting them would end the parent's connections.
 _graveyard: list[object] = []
 
 
-class MeshChannel(grpc.Channel):
+class MeshChannel(Methods, grpc.Channel):
     """Balances every call over one single-address channel per endpoint. Thread-safe; usable after fork.
 
     Made by ``meshlib.grpc.insecure_channel`` and ``secure_channel``. ``connect`` makes the channel to one address,
@@ -55,80 +43,19 @@ class MeshChannel(grpc.Channel):
         bare: Bare | None = None,
         core_waits: bool = False,
     ) -> None:
+        super().__init__()
         self._handle = handle
         self._key = Keys(handle, hash_key)
         self._pool = Pool(connect, core_waits)
         self._connectivity = Connectivity(handle, self._pool)
-        self._lock = new_lock()
         self._make_bare = bare
         self._bare: grpc.Channel | None = None
-        self._methods: dict[tuple[Any, ...], MultiCallable] = {}
         handle.on_removed(self._pool.drop)
         rebuild_after_fork(self)
 
-    def unary_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        return self._method(UnaryUnary, method, request_serializer, response_deserializer, args, kwargs)
-
-    def unary_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        return self._method(UnaryStream, method, request_serializer, response_deserializer, args, kwargs)
-
-    def stream_unary(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        return self._method(StreamUnary, method, request_serializer, response_deserializer, args, kwargs)
-
-    def stream_stream(
-        self,
-        method: str,
-        request_serializer: Any = None,
-        response_deserializer: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        return self._method(StreamStream, method, request_serializer, response_deserializer, args, kwargs)
-
-    def _method(
-        self,
-        kind: type[MultiCallable],
-        method: str,
-        serializer: Any,
-        deserializer: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> MultiCallable:
-        registered = registered_argument(args, kwargs)
-        key = (kind, method, serializer, deserializer, registered)
-        known = self._methods.get(key)
-        if known is None:
-            with self._lock:
-                known = self._methods.get(key)
-                if known is None:
-                    if len(self._methods) >= METHODS:
-                        del self._methods[next(iter(self._methods))]
-                    make = factory(_NAMES[kind], method, serializer, deserializer, registered)
-                    bare = self._otherwise if self._make_bare is not None else None
-                    known = kind(self._handle, self._pool, SYSTEM.now, self._key, make, serializer, bare)
-                    self._methods[key] = known
-        return known
+    def _made(self, kind: str, make: Callable[[Any], Any], serializer: Any) -> MultiCallable:
+        bare = self._otherwise if self._make_bare is not None else None
+        return _KINDS[kind](self._handle, self._pool, SYSTEM.now, self._key, make, serializer, bare)
 
     def _otherwise(self) -> Any:
         """grpc's own channel to the same target; see ``otherwise``."""
@@ -183,44 +110,9 @@ class MeshChannel(grpc.Channel):
         return f"<{type(self).__name__} {self._handle.target}: {len(transports)} endpoints, {inflight} in flight>"
 
 
-_NAMES: dict[type[MultiCallable], str] = {
-    UnaryUnary: "unary_unary",
-    UnaryStream: "unary_stream",
-    StreamUnary: "stream_unary",
-    StreamStream: "stream_stream",
-}
-
-
-def registered_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """grpc's fourth argument: by position from interceptors, by name from generated stubs, absent from older ones."""
-    unknown = set(kwargs) - {_REGISTERED}
-    if unknown or len(args) > 1:
-        raise TypeError(f"unexpected arguments {sorted(unknown) or args[1:]} for a method of a mesh channel")
-    return bool(args[0] if args else kwargs.get(_REGISTERED, False))
-
-
-def factory(
-    name: str, method: str, serializer: Any, deserializer: Any, registered: bool
-) -> Callable[[Any], Any]:
-    """Makes the method on an endpoint's channel, passing ``registered`` only where the installed grpcio knows it."""
-
-    def make(channel: Any) -> Any:
-        create = getattr(channel, name)
-        if registered and _knows_registered(type(channel)):
-            return create(method, serializer, deserializer, _registered_method=True)
-        return create(method, serializer, deserializer)
-
-    return make
-
-
-_known: dict[type, bool] = {}
-
-
-def _knows_registered(channel: type) -> bool:
-    known = _known.get(channel)
-    if known is None:
-        known = _known[channel] = _REGISTERED in inspect.signature(channel.unary_unary).parameters  # type: ignore[attr-defined]
-    return known
+_KINDS: dict[str, type[MultiCallable]] = dict(
+    zip(KINDS, (UnaryUnary, UnaryStream, StreamUnary, StreamStream), strict=True)
+)
 
 
 def insecure_channel(

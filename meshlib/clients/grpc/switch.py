@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from meshlib.clients.grpc.methods import KINDS, FourKinds
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.primitives import new_lock
 from meshlib.runtime.process import rebuild_after_fork
@@ -21,7 +22,7 @@ from meshlib.runtime.process import rebuild_after_fork
 Find = Callable[[bool], TargetHandle | None]
 
 
-class _Sides:
+class _Sides(FourKinds):
     """The two channels, each made when it is first needed, and which one serves now."""
 
     def __init__(self, find: Find, bare: Callable[[], Any], balanced: Callable[[TargetHandle], Any]) -> None:
@@ -108,20 +109,16 @@ class _StreamStream(_Method, grpc.StreamStreamMultiCallable):  # type: ignore[ty
     """For isinstance."""
 
 
+_KINDS: dict[str, type[_Method]] = dict(
+    zip(KINDS, (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream), strict=True)
+)
+
+
 class SwitchChannel(_Sides, grpc.Channel):
     """For ``grpc.insecure_channel`` and ``secure_channel``. Thread-safe; usable after fork as its sides are."""
 
-    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _UnaryUnary(self, "unary_unary", args, kwargs)
-
-    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _UnaryStream(self, "unary_stream", args, kwargs)
-
-    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _StreamUnary(self, "stream_unary", args, kwargs)
-
-    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _StreamStream(self, "stream_stream", args, kwargs)
+    def _method(self, kind: str, /, *args: Any, **named: Any) -> Any:
+        return _KINDS[kind](self, kind, args, named)
 
     def _get_registered_call_handle(self, method: str) -> int:
         """What grpc's static stubs ask for and hand back as fourth argument: only whether there is one matters."""
@@ -167,20 +164,16 @@ class _AioStreamStream(_Method, grpc.aio.StreamStreamMultiCallable):  # type: ig
     """For isinstance."""
 
 
+_AIO_KINDS: dict[str, type[_Method]] = dict(
+    zip(KINDS, (_AioUnaryUnary, _AioUnaryStream, _AioStreamUnary, _AioStreamStream), strict=True)
+)
+
+
 class AioSwitchChannel(_Sides, grpc.aio.Channel):
     """For ``grpc.aio``. The bare side belongs to the event loop it was first used on, as grpc's channels do."""
 
-    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _AioUnaryUnary(self, "unary_unary", args, kwargs)
-
-    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _AioUnaryStream(self, "unary_stream", args, kwargs)
-
-    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _AioStreamUnary(self, "stream_unary", args, kwargs)
-
-    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _AioStreamStream(self, "stream_stream", args, kwargs)
+    def _method(self, kind: str, /, *args: Any, **named: Any) -> Any:
+        return _AIO_KINDS[kind](self, kind, args, named)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         if self._closed:

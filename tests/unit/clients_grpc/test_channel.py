@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from meshlib.clients.grpc.channel import METHODS, MeshChannel, factory, registered_argument
+from meshlib.clients.grpc.channel import MeshChannel
+from meshlib.clients.grpc.methods import METHODS, factory, registered_argument
 
 
 class Handle:
