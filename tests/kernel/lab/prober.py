@@ -71,7 +71,7 @@ class Flow:
     ) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with inside(space):
-            self.socket = socket.socket(family, KINDS[protocol])
+            self.socket = socket.socket(family, *KINDS[protocol])
         self.socket.settimeout(patience)
         try:
             if source or source_port:

@@ -12,7 +12,8 @@ from typing import Any
 from tests.kernel.lab.net import inside
 
 _FREEBIND = 78
-KINDS = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
+#: Type and protocol of sockets. A kernel without SCTP refuses to make its.
+KINDS = {"TCP": (socket.SOCK_STREAM, 0), "UDP": (socket.SOCK_DGRAM, 0), "SCTP": (socket.SOCK_STREAM, 132)}
 
 
 class Servers:
@@ -45,7 +46,7 @@ class Servers:
         """A server on one address of a namespace; close what is returned to stop it."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with inside(space):
-            server = socket.socket(family, KINDS[protocol])
+            server = socket.socket(family, *KINDS[protocol])
         try:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
@@ -53,7 +54,7 @@ class Servers:
                 # An address that only a route makes local may be bound, in IPv4 without asking.
                 server.setsockopt(socket.IPPROTO_IPV6, _FREEBIND, 1)
             server.bind((address, port))
-            if protocol == "TCP":
+            if protocol != "UDP":
                 server.listen(64)
         except BaseException:
             server.close()
@@ -86,7 +87,7 @@ class Servers:
         if protocol == "UDP":
             _, source = each.recvfrom(2048)
             each.sendto(_told(address, port, source), source)
-        elif protocol == "TCP":
+        elif protocol in ("TCP", "SCTP"):
             flow, source = each.accept()
             flow.setblocking(False)
             self._add(flow, (_told(address, port, source).decode(), address, port))
