@@ -15,6 +15,10 @@ _COMMANDS = {
         "meshlib.cli.agent.group",
         "The node agent: the same Services for programs that are not Python.",
     ),
+    "cost": (
+        "meshlib.cli.cost",
+        "Say what a roll-out costs: watches, connections, memory; before it happens.",
+    ),
     "check-url": ("meshlib.cli.check_url", "Say what would happen to requests to a URL, and why."),
     "demo": ("meshlib.cli.demo.command", "Watch load balancing on real local servers; needs no cluster."),
     "doctor": (

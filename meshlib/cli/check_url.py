@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from meshlib.errors import ConfigError
 from meshlib.model.hosts import HostKind, match_host
 from meshlib.model.target import TargetDefaults
 from meshlib.runtime.config import Config, alias_targets, target_defaults
+from meshlib.runtime.dev_file import find_dev_file
 
 _DECISIONS = {
     HostKind.ALIAS: "balanced",
@@ -35,17 +37,13 @@ def explain_url(url: str, config: Config, defaults: TargetDefaults) -> dict[str,
         raise ValueError(
             f"{url!r} is not a URL with a scheme and a host; for example http://orders.shop.svc/items"
         )
-    match = match_host(
-        parts.scheme,
-        parts.hostname,
-        parts.port,
-        defaults,
-        alias_targets(config, defaults),
-        config.short_names,
-    )
+    dev_file = find_dev_file(os.environ, defaults).file
+    aliases = {**alias_targets(config, defaults), **(dev_file.aliases if dev_file is not None else {})}
+    match = match_host(parts.scheme, parts.hostname, parts.port, defaults, aliases, config.short_names)
     decision = _DECISIONS[match.kind]
     targets = []
     for target in match.targets:
+        instead = dev_file.target(target) if dev_file is not None else target
         settings = config.for_target(str(target), defaults=defaults)
         targets.append(
             {
@@ -53,6 +51,7 @@ def explain_url(url: str, config: Config, defaults: TargetDefaults) -> dict[str,
                 "authority": settings.authority or parts.hostname,
                 "picker": settings.picker,
                 "picker_source": settings.where,
+                "instead": str(instead) if instead != target else "",
             }
         )
     return {
@@ -97,4 +96,6 @@ def command(url: str, namespace: str, output: str) -> None:
             click.echo(
                 f"  target: {target['target']}  (picker {target['picker']}, from {target['picker_source']})"
             )
+            if target["instead"]:
+                click.echo(f"  here: {target['instead']}  (meshlib.dev.toml)")
     raise SystemExit(NEGATIVE if found["decision"] == "untouched" else OK)

@@ -63,13 +63,19 @@ def find_dev_file(
     environ: Mapping[str, str],
     defaults: TargetDefaults,
     *,
-    service_account_dir: str | Path = SERVICE_ACCOUNT_DIR,
+    service_account_dir: str | Path = "",
 ) -> Found:
-    """The file that this environment asks for. Raises ConfigError when it is wrong, or named and not there."""
+    """The file that this environment asks for. Raises ConfigError when it is wrong, or named and not there.
+
+    ``service_account_dir``: instead of where Kubernetes mounts a pod's token.
+    """
     named = environ.get(FILE_VARIABLE, "")
     if not named and environ.get(ENVIRONMENT, "").strip().lower() != "dev":
         return Found()
-    if environ.get("KUBERNETES_SERVICE_HOST") or Path(service_account_dir, "token").exists():
+    if (
+        environ.get("KUBERNETES_SERVICE_HOST")
+        or Path(service_account_dir or SERVICE_ACCOUNT_DIR, "token").exists()
+    ):
         asked = FILE_VARIABLE if named else f"{ENVIRONMENT}=dev"
         return Found(ignored=f"{asked} is set in a pod: {FILE_NAME} is for laptops, and ignored here")
     beside = os.path.dirname(environ.get(sources.FILE_VARIABLE) or "")

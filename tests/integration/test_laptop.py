@@ -17,10 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
+from meshlib.discovery.kubernetes.credentials import SERVICE_ACCOUNT_DIR
 from tests.components.process import can_connect, free_port, wait_for
 
 LAPTOP = Path(__file__).resolve().parents[2] / "examples" / "laptop"
 COMPOSE: dict[str, Any] = yaml.safe_load((LAPTOP / "compose/compose.yaml").read_text())
+IN_A_POD = Path(SERVICE_ACCOUNT_DIR, "token").exists() or "KUBERNETES_SERVICE_HOST" in os.environ
+pytestmark = pytest.mark.skipif(IN_A_POD, reason="the tests run in a pod, where no dev file is read")
 MESHLIB = [sys.executable, "-W", "error", "-m", "meshlib"]
 
 

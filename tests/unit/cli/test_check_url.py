@@ -73,7 +73,7 @@ def test_json_is_stable() -> None:
     assert set(found) == {
         *("url", "decision", "meaning", "kind", "reason", "targets", "namespace", "cluster_domain"),
     }
-    assert set(found["targets"][0]) == {"target", "authority", "picker", "picker_source"}
+    assert set(found["targets"][0]) == {"target", "authority", "picker", "picker_source", "instead"}
 
 
 def test_untouched_exits_with_1() -> None:

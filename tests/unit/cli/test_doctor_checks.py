@@ -27,6 +27,7 @@ from meshlib.cli.doctor.versions import check_bounds, check_kubernetes, check_py
 from meshlib.clients.grpc.ours import whose
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.target import Target, TargetDefaults
+from meshlib.runtime import dev_file
 from meshlib.runtime.config import load_config
 from meshlib.runtime.mesh import Mesh
 from tests.components.silent import silent_address
@@ -256,6 +257,7 @@ def test_targets_are_connected_to() -> None:
 def test_the_dev_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That it is in use, that it was ignored, and that it is wrong."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dev_file, "SERVICE_ACCOUNT_DIR", str(tmp_path))  # the tests may run in a pod
     defaults = TargetDefaults()
     assert list(check_dev_file({}, defaults)) == []
     (tmp_path / "meshlib.dev.toml").write_text("[replace]\norders = 9000\n")

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from meshlib.cli.app import meshlib
 from meshlib.errors import ConfigError
 from meshlib.model.target import Target, TargetDefaults
 from meshlib.runtime import dev_file
@@ -18,6 +20,7 @@ from meshlib.runtime.config import load_config
 from meshlib.runtime.dev_file import Found, find_dev_file, tell
 from meshlib.runtime.mesh import Mesh
 
+IN_A_POD = Path(dev_file.SERVICE_ACCOUNT_DIR, "token").exists()
 DEFAULTS = TargetDefaults(namespace="shop")
 FILE = """
 [replace]
@@ -33,6 +36,10 @@ FILE = """
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dev_file, "_said", set())
+    monkeypatch.setattr(
+        dev_file, "SERVICE_ACCOUNT_DIR", str(tmp_path / "account")
+    )  # the tests may run in a pod
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     return tmp_path
 
 
@@ -145,6 +152,7 @@ def test_it_is_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None
     assert "ignored here" in ignored.getMessage()
 
 
+@pytest.mark.skipif(IN_A_POD, reason="the tests run in a pod, where no dev file is read")
 def test_it_is_said_without_a_log_too(folder: Path) -> None:
     """A program that set up no logging says it on stderr, once for all of its Meshes."""
     (folder / "meshlib.dev.toml").write_text("[replace]\norders = 9000")
@@ -163,7 +171,6 @@ def test_a_mesh_uses_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Explicit targets and hosts of URLs lead to the program on this machine, under the names that were typed."""
     (folder / "meshlib.dev.toml").write_text('[replace]\n"orders.shop.svc" = 9000\n"orders" = 9001\n')
     monkeypatch.setenv("MESHLIB_ENV", "dev")
-    monkeypatch.setattr(dev_file, "SERVICE_ACCOUNT_DIR", str(folder))
     config = load_config({"sync_timeout": 60})
     assert config.warnings == ()
     with Mesh(config=config) as mesh:
@@ -176,3 +183,18 @@ def test_a_mesh_uses_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MESHLIB_ENV")
     with Mesh(config=config) as mesh:
         assert mesh.stand_ins is None
+
+
+def test_check_url_shows_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`meshlib check-url` says where a URL leads on this laptop, for a Service and for another host."""
+    (folder / "meshlib.dev.toml").write_text(
+        '[replace]\n"orders.shop.svc" = 9000\n"pay.example.com" = 9001\n'
+    )
+    for host, shown in (
+        ("orders.shop.svc", "here: static:///127.0.0.1:9000"),
+        ("pay.example.com", "127.0.0.1:9001"),
+    ):
+        monkeypatch.setenv("MESHLIB_ENV", "dev")
+        assert shown in CliRunner().invoke(meshlib, ["check-url", f"http://{host}/"]).output
+        monkeypatch.delenv("MESHLIB_ENV")
+        assert shown not in CliRunner().invoke(meshlib, ["check-url", f"http://{host}/"]).output
