@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,23 @@ def test_no_rights(shop: tuple[KubeCluster, str], tmp_path: Path, monkeypatch: p
     assert "kind: RoleBinding" in output
 
 
-def test_the_api_server_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_api_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Command 3, with an address where nothing listens."""
-    monkeypatch.setenv("MESHLIB_DISCOVERY", json.dumps({"k8s": {"api_server": "http://127.0.0.1:9"}}))
-    told("doctor", says="the API server does not answer", code=0)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        server = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        monkeypatch.setenv("MESHLIB_DISCOVERY", json.dumps({"k8s": {"api_server": server}}))
+        told("doctor", says="the API server does not answer", code=0)
+
+
+def test_nobody_listens(shop: tuple[KubeCluster, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Command 3: an endpoint that refuses."""
+    kube, name = shop
+    monkeypatch.setenv("MESHLIB_ADDRESS_ALLOW_LOOPBACK", "true")
+    with socket.socket() as bound:  # and not listening: nobody else can have the port
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        kube.put_slice(name, "orders-1", "orders", ["127.0.0.1"], ports=[{"name": "http", "port": port}])
+        told(
+            "doctor", "-n", name, "--target", f"k8s:///orders.{name}:80", says="endpoints take no connection"
+        )

@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+from meshlib.cli.doctor.versions import OLDEST_KUBERNETES
 from meshlib.clients.httpx.flavour import LIBRARIES
 from meshlib.discovery.kubernetes.versions import SliceApi
 
@@ -63,7 +64,7 @@ def test_kubernetes() -> None:
         "v1 Endpoints",
     ]
     oldest, newest, below = ROWS["Kubernetes"]
-    assert oldest == "1.17"  # discovery.k8s.io/v1beta1 is served from there on (KEP-752)
+    assert oldest == ".".join(map(str, OLDEST_KUBERNETES))
     assert SliceApi.V1.value in newest
     assert "Endpoints" in below
 
