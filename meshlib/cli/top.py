@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENDPOINTS = 200
 #: Lines of the screen that are not endpoints: the heads, and two to breathe.
 _FRAME = 7
-_FIGURES = ("WORKERS", "ENDPOINTS", "REQ/S", "FAIL/S", "IN FLIGHT", "LATENCY")
+_FIGURES = ("WORKERS", "MEMBERS", "REQ/S", "FAIL/S", "NOW", "BARE/S", "LATENCY")
 
 
 def draw(seen: Picture, workers: int, seconds: float, width: int, height: int) -> RenderableType:
@@ -36,23 +36,24 @@ def draw(seen: Picture, workers: int, seconds: float, width: int, height: int) -
 
     clock = time.strftime("%H:%M:%S")
     head = Text(f"meshlib top  {clock}  {workers} workers, the last {seconds:.1f} s  (q ends)", "bold")
-    columns = ("TARGET", "WAY", "WORKERS", "ENDPOINTS", "REQ/S", "FAIL/S", "IN FLIGHT")
+    columns = ("TARGET", "WAY", "WORKERS", "MEMBERS", "REQ/S", "FAIL/S", "NOW", "BARE/S")
     rows = [
         (
             line.name,
-            ", ".join(sorted(line.ways)) or "not used",
+            ", ".join(sorted(line.ways)),
             str(line.workers),
             _range(line.members),
             _rate(line.requests),
             _rate(line.failures),
             str(line.in_flight),
+            _rate(line.bare),
         )
         for line in seen.targets
     ]
     targets = make_table(columns, rows, width, 0, _FIGURES)
     shown = busiest(seen.endpoints, max(1, height - _FRAME - len(seen.targets)))
-    columns = ("ENDPOINT", "STATE", "REQ/S", "FAIL/S", "IN FLIGHT", "LATENCY", "TARGET")
-    rows = [
+    heads = ("ENDPOINT", "STATE", "REQ/S", "FAIL/S", "NOW", "LATENCY", "TARGET")
+    lines = [
         (
             line.name,
             ", ".join(sorted(line.ways)),
@@ -64,7 +65,7 @@ def draw(seen: Picture, workers: int, seconds: float, width: int, height: int) -
         )
         for target, line in shown
     ]
-    endpoints = make_table(columns, rows, width, columns.index("TARGET"), _FIGURES)
+    endpoints = make_table(heads, lines, width, heads.index("TARGET"), _FIGURES)
     more = len(seen.endpoints) - len(shown)
     tail = [Text(f"and {more} more endpoints", "dim")] if more else []
     return Group(head, Text(), targets, Text(), endpoints, *tail)

@@ -206,6 +206,8 @@ class Mesh:
             process.leave(self)
             self._check_open()
         self.rollout.attach(runtime)
+        if runtime.status is None:
+            runtime.control.call(serve_status, runtime, self.config.status_socket)
         return runtime
 
     def after_fork(self) -> None:
@@ -291,7 +293,6 @@ class Mesh:
         watch = self._watch(runtime, balancer)
         self._watches.append(watch)
         runtime.control.call(runtime.start_watch, watch, detects)
-        runtime.control.call(serve_status, runtime, self.config.status_socket)
         return Live(
             balancer,
             balancer.cell,

@@ -29,6 +29,7 @@ from meshlib.runtime.report_form import (
     MeshReport,
     PickerReport,
     ProcessReport,
+    RolloutReport,
     TargetReport,
     TotalsReport,
 )
@@ -88,7 +89,12 @@ def describe_process(owners: Sequence[Mesh]) -> ProcessReport:
         events=counters(),
         recent=RECENT.snapshot(),
         meshes=tuple(
-            MeshReport(mesh.config.file, mesh.config.warnings, tuple(config_values(mesh.config)))
+            MeshReport(
+                mesh.config.file,
+                mesh.rollout.problem,
+                mesh.config.warnings,
+                tuple(config_values(mesh.config)),
+            )
             for mesh in owners
         ),
     )
@@ -103,6 +109,7 @@ def describe_target(mesh: int, handle: TargetHandle) -> TargetReport:
             target=str(handle.target),
             authority=handle.authority,
             started=False,
+            rollout=_rollout(handle),
             totals=_totals(handle),
         )
     balancer = live.balancer
@@ -113,6 +120,7 @@ def describe_target(mesh: int, handle: TargetHandle) -> TargetReport:
         target=str(handle.target),
         authority=handle.authority,
         started=True,
+        rollout=_rollout(handle),
         way=balancer.way.value,
         reason=balancer.reason,
         error=_error(live),
@@ -217,6 +225,25 @@ def _picker(handle: TargetHandle, balancer: Balancer) -> PickerReport:
     annotations = dict(service.annotations) if service is not None else {}
     chosen = handle.mesh.config.for_target(str(handle.target), annotations)
     return PickerReport(chosen.picker, chosen.where)
+
+
+def _rollout(handle: TargetHandle) -> RolloutReport:
+    decision, counts = handle.rollout.decision, handle.rollout.counts()
+    return RolloutReport(
+        mode=decision.mode.value,
+        percent=decision.percent,
+        source=decision.source,
+        reason=decision.reason,
+        requests={
+            "mesh": counts.mesh,
+            "bare_off": counts.bare_off,
+            "bare_observe": counts.bare_observe,
+            "bare_percent": counts.bare_percent,
+        },
+        observed=counts.observed_picks,
+        refusals=counts.observed_refusals,
+        reached=counts.observed_reached,
+    )
 
 
 def _totals(handle: TargetHandle) -> TotalsReport:

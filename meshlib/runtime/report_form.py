@@ -60,8 +60,27 @@ class TotalsReport(msgspec.Struct, frozen=True):
     draining: int
 
 
+class RolloutReport(msgspec.Struct, frozen=True):
+    """How much of a target's traffic is meshlib's, by whom (``source``) and why, and what that came to.
+
+    ``mode``: ``off``, ``observe`` or ``on``; ``percent`` counts in mode on. ``requests``: how many took which way since
+    the process began. ``observed``: in mode observe, requests that would have gone to a pod; ``refusals``: those that
+    would not, by reason; ``reached``: where the bare way led.
+    """
+
+    mode: str
+    percent: float
+    source: str
+    reason: str
+    requests: Mapping[str, int]
+    observed: int
+    refusals: Mapping[str, int]
+    reached: Mapping[str, int]
+
+
 class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One target of one Mesh. ``started``: it was used in this process; everything below is empty before that.
+    """One target of one Mesh. ``started``: discovery runs for it in this process; without that nothing is known here
+    but ``rollout`` and ``totals``.
 
     ``way``: which way calls take (``pods``, ``service-address``, ``dns``, ``error``, ``unknown``) and ``reason`` why
     not to the pods. ``error``: what calls get, or what the source said last. ``age``: since the last change.
@@ -74,6 +93,7 @@ class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     authority: str
     started: bool
+    rollout: RolloutReport
     way: str = Way.UNKNOWN.value
     reason: str = ""
     error: str = ""
@@ -98,9 +118,11 @@ class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeshReport(msgspec.Struct, frozen=True):
-    """One Mesh: the file that was read (empty: none), what was ignored, and every setting with its place."""
+    """One Mesh. ``file``: the one that was read (empty: none); ``problem``: why that on disk is not in force (empty: it
+    is); ``warnings``: what was ignored; and every setting with its place."""
 
     file: str
+    problem: str
     warnings: tuple[str, ...]
     configuration: tuple[Value, ...]
 

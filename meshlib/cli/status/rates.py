@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from meshlib.cli.status.view import authority
+from meshlib.cli.status.view import authority, way
 
 #: Workers by their socket, which no two processes ever share.
 Look = Mapping[str, dict[str, Any]]
@@ -27,6 +27,7 @@ class Line:
     in_flight: int = 0
     requests: float = 0.0
     failures: float = 0.0
+    bare: float = 0.0
     latency: float | None = None
 
     def add(self, found: Mapping[str, Any], before: Mapping[str, Any] | None, seconds: float) -> None:
@@ -34,10 +35,12 @@ class Line:
         self.workers += 1
         self.in_flight += found["in_flight"]
         if before is not None and seconds > 0:
-            for key in ("requests", "failures"):
-                grown = found[key] - before[key]
+            for key in ("requests", "failures", "bare"):
+                grown = found.get(key, 0) - before.get(key, 0)
                 # Fewer than before: the endpoint left and came back, and counts anew.
-                setattr(self, key, getattr(self, key) + (grown if grown >= 0 else found[key]) / seconds)
+                setattr(
+                    self, key, getattr(self, key) + (grown if grown >= 0 else found.get(key, 0)) / seconds
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +92,17 @@ def _targets(worker: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield (
             name,
             {
-                "totals": group[0]["totals"],
-                "ways": {target["way"] for target in group if target["started"]},
+                "totals": {**group[0]["totals"], "bare": sum(map(_bare, group))},
+                "ways": set(map(way, group)),
                 "members": max(target["members"] for target in group),
                 "endpoints": endpoints,
             },
         )
+
+
+def _bare(target: Mapping[str, Any]) -> int:
+    requests = target["rollout"]["requests"]
+    return int(sum(requests.values()) - requests["mesh"])
 
 
 def _sum(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:

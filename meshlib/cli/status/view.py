@@ -56,22 +56,22 @@ def print_workers(console: Console, workers: Sequence[dict[str, Any]]) -> None:
             [
                 (
                     name,
-                    way,
+                    taken,
                     str(len(targets)),
                     _range(target["members"] for target in targets),
                     *(str(sum(target[key] for target in targets)) for key in _SUMS),
                     age(min((t["age"] for t in targets if t["age"] is not None), default=None)),
                 )
-                for (name, way, _), targets in groups.items()
+                for (name, taken, _), targets in groups.items()
             ],
             console.width,
             0,
             _FIGURES,
         )
     )
-    for (name, way, why), targets in groups.items():
+    for (name, taken, why), targets in groups.items():
         if why:
-            say(console, f"{name}: {way} in {len(targets)} of {len(workers)} workers: {_short(why)}")
+            say(console, f"{name}: {taken} in {len(targets)} of {len(workers)} workers: {_short(why)}")
     say(
         console,
         "\nNOW: requests in flight. Everything about one worker: --pid PID, about each: --all-workers",
@@ -111,7 +111,7 @@ def print_leftovers(found: Found, silent: Iterable[Silent]) -> None:
 
 
 def is_in_trouble(target: dict[str, Any]) -> bool:
-    """Whether calls take another way than the pods, or what is known may be old."""
+    """Whether the mesh has another way for calls than the pods, or what is known may be old."""
     return bool(target["started"]) and (target["way"] != "pods" or target["stale"])
 
 
@@ -132,16 +132,21 @@ def _print_process(console: Console, found: dict[str, Any]) -> None:
             say(console, f"{each['key']} = {_short(str(each['value']))} ({each['source']})", "  ")
         if not chosen:
             say(console, "every setting has its default", "  ")
+        if mesh["problem"]:
+            say(console, f"THE FILE IS NOT IN FORCE: {_short(mesh['problem'])}", "  ")
         for warning in mesh["warnings"]:
             say(console, f"ignored: {warning}", "  ")
 
 
 def _print_target(console: Console, target: dict[str, Any]) -> None:
     name = shortened(visible(target["target"]), console.width - len(": calls take service-address"))
+    rollout = target["rollout"]
     if not target["started"]:
-        say(console, f"{name}: not used yet")
+        say(console, f"{name}: {_not_started(rollout)}")
+        _print_rollout(console, rollout)
         return
-    say(console, f"{name}: calls take {target['way']}")
+    say(console, f"{name}: {_way(target)}")
+    _print_rollout(console, rollout)
     if target["reason"]:
         say(console, f"because {_short(target['reason'])}", "  ")
     if target["source"]:
@@ -160,6 +165,54 @@ def _print_target(console: Console, target: dict[str, Any]) -> None:
         "  ",
     )
     _print_endpoints(console, target)
+
+
+def _print_rollout(console: Console, rollout: dict[str, Any]) -> None:
+    """Nothing where all is as it is without a roll-out."""
+    bare = sum(rollout["requests"].values()) - rollout["requests"]["mesh"]
+    if not is_lowered(rollout) and not bare:
+        return
+    say(console, f"{stage(rollout)}: {_short(rollout['reason'])} ({rollout['source']})", "  ")
+    ways = ", ".join(f"{count} {way}" for way, count in rollout["requests"].items() if count)
+    if ways:
+        say(console, f"requests: {ways}", "  ")
+    if rollout["observed"] or rollout["refusals"]:
+        refusals = "".join(f", {count} {reason}" for reason, count in sorted(rollout["refusals"].items()))
+        say(console, f"observed: {rollout['observed']} would have gone to a pod{refusals}", "  ")
+    if rollout["reached"]:
+        reached = ", ".join(f"{count} {where}" for where, count in sorted(rollout["reached"].items()))
+        say(console, f"the bare way led to: {reached}", "  ")
+
+
+def is_lowered(rollout: dict[str, Any]) -> bool:
+    """Whether some requests take the bare way."""
+    return bool(rollout["mode"] != "on" or rollout["percent"] < 100)
+
+
+def stage(rollout: dict[str, Any]) -> str:
+    """How far the roll-out is, in a word."""
+    return f"on at {rollout['percent']:g} %" if rollout["mode"] == "on" else str(rollout["mode"])
+
+
+def way(target: dict[str, Any]) -> str:
+    """What happens to requests, for a table: the way, and how far the roll-out is where it is under way."""
+    rollout = target["rollout"]
+    taken = target["way"] if target["started"] else "-"
+    if not is_lowered(rollout):
+        return taken
+    if rollout["mode"] == "on":
+        return f"{rollout['percent']:g} % {taken}"
+    return str(rollout["mode"]) if taken in ("-", "pods") else f"{rollout['mode']} ({taken})"
+
+
+def _way(target: dict[str, Any]) -> str:
+    if target["rollout"]["mode"] == "on":
+        return f"calls take {target['way']}"
+    return f"calls take the bare way, and would take {target['way']}"
+
+
+def _not_started(rollout: dict[str, Any]) -> str:
+    return "not used yet" if rollout["mode"] == "on" else "calls take the bare way"
 
 
 def _print_endpoints(console: Console, target: dict[str, Any]) -> None:
@@ -216,8 +269,7 @@ def _by_belief(workers: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], 
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for worker in workers:
         for target in worker["targets"]:
-            way = target["way"] if target["started"] else "not used"
-            groups[target["target"], way, target["reason"] or target["error"]].append(target)
+            groups[target["target"], way(target), target["reason"] or target["error"]].append(target)
     return dict(sorted(groups.items()))
 
 

@@ -189,3 +189,17 @@ def test_no_sample_no_latency(mesh: Mesh) -> None:
         handle.balancer, (Subchannel(Endpoint(address="10.0.0.1", port=80), threading.Lock()),), 0, 5.0
     )
     assert (row.latency, row.share) == (None, 0.0)
+
+
+def test_the_roll_out_of_a_target(tmp_path: Path) -> None:
+    """Mode, share, who says so, and the requests by way; also where nothing was started for it."""
+    one_text, other_text = (f"file://{tmp_path}#shop/{name}:http" for name in ("one", "other"))
+    code = {**CODE, "mode": "off", "target": {other_text: {"mode": "on", "percent": 40}}}
+    with Mesh(config=load_config(code, environ={})) as mesh:
+        held, shared = mesh.target(one_text), mesh.target(other_text)
+        assert held.rollout.way().value == "bare_off"
+        one = target_of(mesh, report(), str(held.target))
+        assert (one.started, one.rollout.mode, one.rollout.source) == (False, "off", "code: mode")
+        assert one.rollout.requests == {"mesh": 0, "bare_off": 1, "bare_observe": 0, "bare_percent": 0}
+        other = target_of(mesh, report(), str(shared.target))
+        assert (other.rollout.mode, other.rollout.percent) == ("on", 40.0)
