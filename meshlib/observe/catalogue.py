@@ -85,7 +85,8 @@ TARGETS = Metric(
     "targets",
     Kind.SUM,
     ("target", "way"),
-    "Processes whose calls to the target now go this way: pods, service-address, dns, error (they fail), unknown.",
+    "Processes whose calls to the target now go this way (and would, in mode observe): pods, service-address, dns, "
+    "error (they fail), unknown.",
 )
 ENDPOINTS = Metric(
     "endpoints",
@@ -119,7 +120,8 @@ ATTEMPTS = Metric(
     "attempts",
     Kind.COUNTER,
     ("target", "outcome"),
-    "Tries that ended, the body included: ok, failed (no connection, a broken one, 5xx, a gRPC status of that kind).",
+    "Tries that ended, the body included: failed (no connection, a broken one, 5xx, a gRPC status of that kind), ok "
+    "(nothing that counts against the endpoint).",
 )
 ERRORS = Metric(
     "errors",

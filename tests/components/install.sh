@@ -39,6 +39,7 @@ fi
 packages dns knotd unbound dnsmasq -- knot unbound dnsmasq-base
 packages kernel ip nft conntrack iptables -- iproute2 nftables conntrack iptables
 packages kernel promtool -- prometheus
+packages metrics prometheus promtool -- prometheus
 packages kernel linux.uml modprobe ipvsadm -- user-mode-linux kmod ipvsadm
 [[ -x ${KUBEBUILDER_ASSETS:-}/etcd ]] || packages kube etcd -- etcd-server
 

@@ -117,7 +117,7 @@ def test_repeated_work_runs_on_the_control_thread_and_once_more_at_its_end(
         assert calls.threads == []
         used(mesh)
         assert calls.again.wait(20)
-        exporters.repeat("late", late)
+        stop_late = exporters.repeat("late", late)
         assert late.again.wait(20)
     assert set(calls.threads) == {"meshlib-control"}
     assert len(calls.threads) == len(late.threads) == 2  # at the start, and when the last Mesh was closed
@@ -127,6 +127,7 @@ def test_repeated_work_runs_on_the_control_thread_and_once_more_at_its_end(
         used(mesh)
         assert late.again.wait(20)
     assert len(calls.threads) == 2
+    stop_late()
 
 
 def test_repeated_work_that_fails_is_told_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,268 @@
+"""What is read as metrics is what real servers saw; and no request writes a line into the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import runpy
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from meshlib.errors import NoEndpoints
+from meshlib.httpx import AsyncMeshTransport, MeshTransport
+from meshlib.observe import catalogue
+from meshlib.observe.catalogue import Kind, Metric
+from meshlib.runtime.reading import read
+from meshlib.runtime.totals import BOOK
+from tests.components.backends import Backends
+from tests.components.process import free_port
+from tests.integration.grpc_support import TARGET, US, UU, Shop, eventually, shop
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def mesh() -> Iterator[Shop]:
+    with shop(wire="fast") as made:
+        yield made
+
+
+class Since:
+    """What happened since it was made: other tests of this process count, too."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    @staticmethod
+    def _now() -> Counter[tuple[str, tuple[str, ...]]]:
+        return Counter(
+            {
+                (metric.path, labels): value
+                for metric, values in read().items()
+                if metric.kind is Kind.COUNTER
+                for labels, value in values.items()
+            }
+        )
+
+    def of(self, metric: Metric, *labels: str) -> float:
+        key = (metric.path, labels)
+        return self._now()[key] - self._before[key]
+
+    def errors(self) -> dict[str, float]:
+        grown = self._now() - self._before
+        return {labels[1]: count for (path, labels), count in grown.items() if path == catalogue.ERRORS.path}
+
+
+def gauge(metric: Metric, *labels: str) -> float:
+    return read()[metric][labels]
+
+
+def test_http_requests_are_counted_once(mesh: Shop, backends: Backends) -> None:
+    """Picks, attempts, failures by type, flight, connections agree with the servers; endpoints that left count on."""
+    servers = backends.http(3)
+    mesh.serve(servers)
+    mesh.known()
+    since = Since()
+    with httpx.Client(transport=MeshTransport(target=TARGET, mesh=mesh.mesh)) as client:
+        for _ in range(12):
+            assert client.get("http://echo.shop/").status_code == 200
+        assert gauge(catalogue.CONNECTIONS, "http") >= 3
+        servers[0].status = 503
+        while not servers[0].requests > 4:
+            client.get("http://echo.shop/")
+        servers[1].fault = "truncate"
+        with pytest.raises(httpx.RemoteProtocolError):  # noqa: PT012 - one of three is that server's
+            for _ in range(3):
+                client.get("http://echo.shop/")
+        with client.stream("GET", "http://echo.shop/stream/2/0") as stream:
+            assert gauge(catalogue.INFLIGHT, TARGET) == 1
+            mesh.serve(servers[:0])  # all leave, one of them with a request in flight
+            eventually(lambda: gauge(catalogue.ENDPOINTS, TARGET, "eligible") == 0)
+            assert gauge(catalogue.ENDPOINTS, TARGET, "draining") == 1
+            stream.read()
+        assert gauge(catalogue.INFLIGHT, TARGET) == 0
+    total = sum(server.requests for server in servers)
+    assert since.of(catalogue.PICKS, TARGET, "picked") == total
+    failed = since.of(catalogue.ATTEMPTS, TARGET, "failed")
+    assert since.of(catalogue.ATTEMPTS, TARGET, "ok") == total - failed
+    errors = since.errors()
+    assert errors.keys() <= {"http_5xx", "reset", "broken"}
+    assert errors["http_5xx"] >= 1
+    assert errors.get("reset", 0) + errors.get("broken", 0) == 1
+    assert sum(errors.values()) == failed
+    assert since.of(catalogue.OPENED, "http") == sum(server.accepted for server in servers)
+    assert since.of(catalogue.ENDPOINT_UPDATES, TARGET, "removed") == 3
+
+
+def test_nobody_to_pick_and_nobody_there(mesh: Shop, backends: Backends) -> None:
+    """An empty set is a failed pick; refused connections are failed attempts, one for each endpoint."""
+    mesh.serve(())
+    mesh.known()
+    since = Since()
+    handle = mesh.mesh.target(TARGET)
+    with pytest.raises(NoEndpoints):
+        handle.try_acquire()
+    assert since.of(catalogue.PICKS, TARGET, "failed") == 1
+    assert since.errors() == {"no_endpoints": 1}
+    assert gauge(catalogue.TARGETS, TARGET, "error") == 1
+    port = free_port("127.0.0.2", "127.0.0.3")
+    mesh.serve([f"127.0.0.2:{port}", f"127.0.0.3:{port}"])
+    eventually(lambda: gauge(catalogue.TARGETS, TARGET, "pods") == 1)
+    with httpx.Client(transport=MeshTransport(target=TARGET, mesh=mesh.mesh)) as client:
+        with pytest.raises(httpx.ConnectError):
+            client.get("http://echo.shop/")
+    assert since.of(catalogue.ATTEMPTS, TARGET, "failed") == 2
+    assert since.errors() == {"no_endpoints": 1, "unreached": 2}
+
+
+def test_grpc_calls_are_counted_once(mesh: Shop, backends: Backends) -> None:
+    """Threads and asyncio, unary and streams; a status that counts against the server is a type of its own."""
+    servers = backends.grpc(2)
+    mesh.serve(servers)
+    mesh.known()
+    since = Since()
+    channel = mesh.channel()
+    call = channel.unary_unary(UU)
+    for _ in range(6):
+        call(b"x")
+    assert len(list(channel.unary_stream(US)(b"x"))) == 5
+    servers[0].status = servers[1].status = grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(grpc.RpcError):
+        call(b"x")
+    servers[0].status = servers[1].status = grpc.StatusCode.NOT_FOUND
+    with pytest.raises(grpc.RpcError):
+        call(b"x")
+
+    async def aio() -> None:
+        servers[0].status = servers[1].status = grpc.StatusCode.OK
+        async with mesh.aio_channel() as one:
+            for _ in range(4):
+                await one.unary_unary(UU)(b"x")
+            servers[0].status = servers[1].status = grpc.StatusCode.INTERNAL
+            with pytest.raises(grpc.RpcError):
+                await one.unary_unary(UU)(b"x")
+            assert gauge(catalogue.CONNECTIONS, "grpc") >= 3
+
+    asyncio.run(aio())
+    eventually(lambda: gauge(catalogue.INFLIGHT, TARGET) == 0)
+    assert since.of(catalogue.PICKS, TARGET, "picked") == sum(server.requests for server in servers) == 14
+    assert since.of(catalogue.ATTEMPTS, TARGET, "failed") == 2
+    assert since.errors() == {"grpc_unavailable": 1, "grpc_internal": 1}
+    assert since.of(catalogue.OPENED, "grpc") == 4
+    channel.close()
+    eventually(lambda: since.of(catalogue.CLOSED, "grpc") == 4)
+
+
+def test_a_closed_mesh_leaves_its_counts_and_nothing_else(backends: Backends) -> None:
+    """Counters of a target go on when another Mesh uses it; what is now, is gone with the Mesh."""
+    servers = backends.http(1)
+    since = Since()
+    for round_ in (1, 2):
+        with shop() as made:
+            made.serve(servers)
+            with httpx.Client(transport=MeshTransport(target=TARGET, mesh=made.mesh)) as client:
+                for _ in range(3):
+                    client.get("http://echo.shop/")
+            assert since.of(catalogue.ATTEMPTS, TARGET, "ok") == 3 * round_
+        eventually(lambda: (TARGET, "pods") not in read().get(catalogue.TARGETS, {}))
+        assert BOOK.target(TARGET).each() == []
+        assert since.of(catalogue.ATTEMPTS, TARGET, "ok") == 3 * round_
+
+
+class Lines(logging.Handler):
+    """Keeps every record."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def test_no_log_line_per_request(mesh: Shop, backends: Backends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At DEBUG: a change of the set is one line, two hundred requests of every kind are none, failed ones included."""
+    lines, logger = Lines(), logging.getLogger("meshlib")
+    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    monkeypatch.setattr(logger, "handlers", [*logger.handlers, lines])
+    logging.getLogger("meshlib.balancer").manager._clear_cache()  # type: ignore[attr-defined]
+    web, calls = backends.http(2), backends.grpc(2)
+
+    def changes() -> list[str]:
+        return [record.getMessage() for record in lines.records if record.name == "meshlib.balancer"]
+
+    async def aio_http() -> None:
+        transport = AsyncMeshTransport(target=TARGET, mesh=mesh.mesh)
+        async with httpx.AsyncClient(transport=transport) as client:
+            for _ in range(50):
+                await client.get("http://echo.shop/")
+
+    mesh.serve(web)
+    mesh.known()
+    assert len(changes()) == 1
+    before = len(lines.records)
+    with httpx.Client(transport=MeshTransport(target=TARGET, mesh=mesh.mesh)) as client:
+        for _ in range(50):
+            client.get("http://echo.shop/")
+        web[0].status = 500
+        for _ in range(20):
+            client.get("http://echo.shop/")
+    asyncio.run(aio_http())
+    assert [record.getMessage() for record in lines.records[before:]] == []
+    mesh.serve(calls)
+    eventually(lambda: len(changes()) == 2)
+    before = len(lines.records)
+
+    async def aio_grpc() -> None:
+        async with mesh.aio_channel() as channel:
+            for _ in range(40):
+                await channel.unary_unary(UU)(b"x")
+
+    call = mesh.channel().unary_unary(UU)
+    for _ in range(40):
+        call(b"x")
+    asyncio.run(aio_grpc())
+    assert [record.getMessage() for record in lines.records[before:]] == []
+
+
+def test_reading_from_many_threads_while_traffic_flows(mesh: Shop, backends: Backends) -> None:
+    """Every thread sees counters that never fall, and the last reading is exact."""
+    servers = backends.http(2)
+    mesh.serve(servers)
+    mesh.known()
+    since, stop, fallen = Since(), threading.Event(), list[Any]()
+
+    def watch() -> None:
+        before = since._now()
+        while not stop.is_set():
+            now = since._now()
+            fallen.extend(key for key in before if now[key] < before[key])
+            before = now
+
+    watchers = [threading.Thread(target=watch) for _ in range(2)]
+    for watcher in watchers:
+        watcher.start()
+    with httpx.Client(transport=MeshTransport(target=TARGET, mesh=mesh.mesh)) as client:
+        for number in range(60):
+            client.get("http://echo.shop/")
+            if number % 20 == 10:
+                mesh.serve(servers[: 1 + number // 20 % 2])
+    stop.set()
+    for watcher in watchers:
+        watcher.join()
+    assert fallen == []
+    assert since.of(catalogue.ATTEMPTS, TARGET, "ok") == 60 == sum(server.requests for server in servers)
+
+
+def test_the_reference_is_current() -> None:
+    """Otherwise: python scripts/metrics_reference.py"""
+    script = runpy.run_path(str(ROOT / "scripts" / "metrics_reference.py"))
+    text = script["PAGE"].read_text()
+    assert script["page"](text) == text
