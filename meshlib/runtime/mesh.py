@@ -11,7 +11,7 @@ from types import TracebackType
 
 from meshlib.discovery.base import Resolver, ResolverBuilder
 from meshlib.discovery.dns import lookup as dns_lookup
-from meshlib.errors import DiscoveryError, MeshClosed, NotSynced
+from meshlib.errors import ConfigError, DiscoveryError, MeshClosed, NotSynced
 from meshlib.model.endpoint import Endpoint
 from meshlib.model.hosts import HostMatch
 from meshlib.model.slices import EndpointSlice
@@ -58,6 +58,7 @@ class Mesh:
     ) -> None:
         if config is None:
             config = load_config({} if strict is None else {"strict": strict})
+        _check_kind(config)
         self.config = config
         self.strict = config.strict if strict is None else strict
         self.defaults = target_defaults(config)
@@ -349,6 +350,14 @@ class Mesh:
 
     def _parse_settings(self, settings: TargetSettings) -> None:
         picker_builder(settings.picker).parse_config(settings.settings, f"{settings.where}: ")
+
+
+def _check_kind(config: object) -> None:
+    if not isinstance(config, Config):
+        reason = f"takes what meshlib.load_config() makes, not {type(config).__name__}"
+        raise ConfigError(
+            "Mesh(config=)", reason, "settings in code: Mesh(config=meshlib.load_config({...}))"
+        )
 
 
 async def _first_found(

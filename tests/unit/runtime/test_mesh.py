@@ -250,6 +250,17 @@ def test_bad_targets_and_settings_are_refused_where_they_are_written(resolver: M
             mesh.target("nosuch:///orders")
 
 
+@pytest.mark.parametrize("wrong", [{"picker": "round_robin"}, "meshlib.toml", True])
+def test_settings_that_were_not_loaded_say_how(wrong: Any) -> None:
+    """A dictionary or a file's name in place of a Config is the likely mistake; nothing is started for it."""
+    with pytest.raises(
+        ConfigError, match=rf"Mesh\(config=\): .*load_config\(\) makes, not {type(wrong).__name__}"
+    ):
+        Mesh(config=wrong)
+    with Mesh(config=load_config({"picker": "round_robin"}, environ={})) as mesh:
+        assert mesh.config.picker == "round_robin"
+
+
 def test_a_bad_annotation_falls_back_to_the_default(mesh: Mesh, resolver: ManualResolver) -> None:
     """What a tenant writes cannot break a caller: it is skipped, and the set is used."""
     made = snapshot("shop/orders", ["10.0.0.1:80"], annotations=(("meshlib.dev/picker", "no_such_picker"),))

@@ -33,7 +33,8 @@ class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
         self.time = 1000.0
         self.jumps = 0
         self.busy = False  #: something came since the last jump
-        self.at_rest: dict[object, Callable[[], bool]] = {}  #: asked before each jump; True: something can run now
+        #: Asked before each jump; True: something can run now.
+        self.at_rest: dict[object, Callable[[], bool]] = {}
 
     def select(self, timeout: float | None = None) -> Any:
         for _ in range(3):  # a connection that is being set up needs a moment of the kernel's
@@ -47,7 +48,7 @@ class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
             return ready
         if timeout is None:
             raise AssertionError("nothing can happen any more, and nobody waits for time")
-        if any([look() for look in list(self.at_rest.values())]):
+        if any(look() for look in list(self.at_rest.values())):
             return []
         # A little more than asked for: a timer that fired a rounding error too early would be set again for no time
         # at all, for ever, in a world where time only passes by waiting.
