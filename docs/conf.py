@@ -17,7 +17,6 @@ version = release = meshlib.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "outside_links"]
 exclude_patterns = ["_extensions"]
 myst_heading_anchors = 3
-suppress_warnings = ["toc.not_included"]  # a page that is not in the index yet is still a page
 highlight_language = "none"  # a block without a language is output or a command, not Python
 
 autodoc_member_order = "bysource"
