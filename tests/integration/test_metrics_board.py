@@ -133,7 +133,15 @@ class Shop:
             "gunicorn",
             [
                 *(sys.executable, "-m", "gunicorn", "--chdir", str(EXAMPLE), "--workers", str(WORKERS)),
-                *("--threads", "16", "--graceful-timeout", "2", "--bind", f"127.0.0.1:{self.port}", "app:application"),
+                *(
+                    "--threads",
+                    "16",
+                    "--graceful-timeout",
+                    "2",
+                    "--bind",
+                    f"127.0.0.1:{self.port}",
+                    "app:application",
+                ),
             ],
             self.folder,
             {
@@ -185,7 +193,9 @@ class Shop:
             return 0
 
     def ask(self, path: str, **params: str) -> Any:
-        answer = self.client.get(f"http://127.0.0.1:{self.prometheus_port}/api/v1/{path}", params=params).json()
+        answer = self.client.get(
+            f"http://127.0.0.1:{self.prometheus_port}/api/v1/{path}", params=params
+        ).json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
