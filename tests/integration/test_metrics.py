@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import runpy
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +17,12 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 
+import meshlib
 from meshlib.errors import NoEndpoints
 from meshlib.httpx import AsyncMeshTransport, MeshTransport
 from meshlib.observe import catalogue
@@ -259,6 +267,98 @@ def test_reading_from_many_threads_while_traffic_flows(mesh: Shop, backends: Bac
         watcher.join()
     assert fallen == []
     assert since.of(catalogue.ATTEMPTS, TARGET, "ok") == 60 == sum(server.requests for server in servers)
+
+
+#: Uses a target at once, and in a child; both end as programs do.
+PROGRAM = """
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+import meshlib
+mesh = meshlib.Mesh()
+target = mesh.target("static:///10.0.0.1:80,10.0.0.2:80")
+def use(times):
+    for _ in range(times):
+        with target.pick(timeout=20):
+            pass
+use(3)
+child = os.fork()
+use(4 if child == 0 else 2)
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_what_processes_did_is_in_their_files_when_they_have_ended(tmp_path: Path) -> None:
+    """The variable alone starts it; neither a fork nor an end that comes at once loses a request or counts it twice."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "MESHLIB_EXPORTERS": "prometheus",
+            "PROMETHEUS_MULTIPROC_DIR": str(tmp_path),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))
+    labels = {"target": "static:///(2 addresses)", "outcome": "ok"}
+    assert registry.get_sample_value("meshlib_attempts_total", labels) == 3 + 4 + 2
+
+
+def test_opentelemetry_collects_what_happened(mesh: Shop, backends: Backends) -> None:
+    """One line on the application's provider: requests under the logical name, no address anywhere."""
+    (server,) = backends.http(1)
+    mesh.serve([server])
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    stop = meshlib.start_exporter("opentelemetry", meter_provider=provider)
+    try:
+        with httpx.Client(transport=MeshTransport(target=TARGET, mesh=mesh.mesh)) as client:
+            client.get("http://echo.shop/")
+        text = reader.get_metrics_data().to_json()  # type: ignore[union-attr]
+    finally:
+        stop()
+        provider.shutdown()
+    assert f'"meshlib.target": "{TARGET}"' in text
+    assert '"meshlib.picks"' in text
+    assert server.host not in text
+
+
+def test_an_exporter_from_another_package(tmp_path: Path) -> None:
+    """An entry point is enough: in code and in the configuration; it gets everything."""
+    (tmp_path / "shouting.py").write_text(
+        "class Shout:\n"
+        "    name = 'shout'\n"
+        "    def start(self, source, *, word='hello'):\n"
+        "        [(version,)] = [labels for metric, values in source.read().items()\n"
+        "                        if metric.path == 'build.info' for labels in values]\n"
+        "        print(word, version)\n"
+        "        return lambda: print('bye')\n"
+        "BUILDER = Shout()\n"
+    )
+    info = tmp_path / "shouting-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[meshlib.exporters]\nshout = shouting:BUILDER\n")
+    program = (
+        "import meshlib\nstop = meshlib.start_exporter('shout', word='hi')\nstop()\n"
+        "meshlib.Mesh(config=meshlib.load_config({'exporters': ['shout']}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    version = meshlib.__version__
+    assert done.stdout.splitlines() == [f"hi {version}", "bye", f"hello {version}"], done.stderr
 
 
 def test_the_reference_is_current() -> None:
