@@ -68,7 +68,7 @@ SCALARS: Mapping[str, Described] = {
         annotation="hash-key",
     ),
     "plugins": Described(_LIST, "plugin policies that an annotation may choose"),
-    "exporters": Described(_LIST, "started with the first Mesh (Prometheus, OpenTelemetry)"),
+    "exporters": Described(_LIST, "started with the first Mesh ([metrics](metrics.md))"),
     "wire": Described(
         '`"fast"`, `"httpcore"`',
         "whose connections carry httpx's HTTP/1.1 ([clients-httpx.md](clients-httpx.md#wires))",
