@@ -94,6 +94,11 @@ class NotSynced(ResolveError):
     """Nothing is known yet and DNS could not help either; ``__cause__`` holds the discovery error, if there is one."""
 
 
+class HeldBack(ResolveError):
+    """The Service asks its callers not to be balanced (``meshlib.dev/mode``), which was learned while a request waited:
+    it goes the bare way. Never leaves the clients."""
+
+
 class PickTimeout(ResolveError, TimeoutError):
     """No endpoint became available within the caller's timeout."""
 

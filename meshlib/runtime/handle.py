@@ -154,7 +154,14 @@ class TargetHandle:
         """
         if hash_key is None and (spec := self.hash_key) is not None and spec.source is HashKeySource.CLIENT:
             hash_key = client_identity()
-        return Pick(self, hash_key, timeout)
+        return Pick(self if self.rollout.gate is None else self.explicit, hash_key, timeout)
+
+    @property
+    def explicit(self) -> TargetHandle:
+        """For clients that were given the target itself, and so have no bare way: picks obey the roll-out."""
+        from meshlib.runtime.explicit import ExplicitHandle  # which is one of us
+
+        return ExplicitHandle(self)
 
     # -- for clients ---------------------------------------------------------------------------------------------
 

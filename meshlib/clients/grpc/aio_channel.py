@@ -241,7 +241,7 @@ def insecure_channel(
     ``interceptors`` run once per call, as in grpc. The rest as ``meshlib.grpc.insecure_channel``. Needs no running
     loop; channels are made per loop, on first use.
     """
-    make = _maker((mesh or default_mesh()).target(target), hash_key)
+    make = _maker((mesh or default_mesh()).target(target).explicit, hash_key)
     rest = {"compression": compression, "interceptors": interceptors}
     made: grpc.aio.Channel = channel(AIO, grpc.aio.insecure_channel, target, (), options, rest, make)
     return made
@@ -258,7 +258,7 @@ def secure_channel(
     hash_key: HashKey | None = None,
 ) -> grpc.aio.Channel:
     """``grpc.aio.secure_channel`` over all endpoints of a mesh target; TLS verifies the target's logical authority."""
-    make = _maker((mesh or default_mesh()).target(target), hash_key)
+    make = _maker((mesh or default_mesh()).target(target).explicit, hash_key)
     rest = {"compression": compression, "interceptors": interceptors}
     made: grpc.aio.Channel = channel(
         AIO, grpc.aio.secure_channel, target, (credentials,), options, rest, make

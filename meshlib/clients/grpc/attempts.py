@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import grpc
 
 from meshlib.clients.grpc.status import DEADLINE_DETAILS, MeshRpcError
-from meshlib.errors import MeshError, ResolveError
+from meshlib.errors import HeldBack, MeshError, ResolveError
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.lease import Lease
@@ -144,6 +144,6 @@ class Attempts:
             return MeshRpcError(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"{DEADLINE_DETAILS} while waiting: {error}", error
             )
-        if self.wait_for_ready and isinstance(error, ResolveError):
+        if self.wait_for_ready and isinstance(error, ResolveError) and not isinstance(error, HeldBack):
             return None
         return MeshRpcError(grpc.StatusCode.UNAVAILABLE, f"{type(error).__name__}: {error}", error)

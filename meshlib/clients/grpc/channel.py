@@ -131,7 +131,7 @@ def insecure_channel(
     target's ``hash_key`` setting. Raises TargetError and ConfigError. Nothing is looked up or connected before the
     first call.
     """
-    make = _maker((mesh or default_mesh()).target(target), hash_key)
+    make = _maker((mesh or default_mesh()).target(target).explicit, hash_key)
     made: grpc.Channel = channel(
         SYNC, grpc.insecure_channel, target, (), options, {"compression": compression}, make
     )
@@ -152,7 +152,7 @@ def secure_channel(
     The name that TLS verifies is the target's logical authority (decision D2), never anything from cluster data.
     Otherwise as ``insecure_channel``.
     """
-    make = _maker((mesh or default_mesh()).target(target), hash_key)
+    make = _maker((mesh or default_mesh()).target(target).explicit, hash_key)
     made: grpc.Channel = channel(
         SYNC, grpc.secure_channel, target, (credentials,), options, {"compression": compression}, make
     )

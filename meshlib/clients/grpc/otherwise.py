@@ -13,15 +13,16 @@ from typing import Any
 import grpc
 
 from meshlib.clients.grpc.status import MeshRpcError
-from meshlib.errors import ServiceNotFound, UnknownPort
+from meshlib.errors import HeldBack, ServiceNotFound, UnknownPort
 
 #: Makes a channel to the same target as grpc itself would.
 Bare = Callable[[], Any]
 
 
 def is_not_ours(error: MeshRpcError) -> bool:
-    """Whether the host turned out to be nobody we know, or the port to be none of the Service's."""
-    return isinstance(error.__cause__, (ServiceNotFound, UnknownPort))
+    """Whether the host turned out to be nobody we know, the port to be none of the Service's, or the Service to ask
+    that its calls go the bare way."""
+    return isinstance(error.__cause__, (ServiceNotFound, UnknownPort, HeldBack))
 
 
 class Waiting:

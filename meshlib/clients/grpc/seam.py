@@ -20,6 +20,8 @@ from meshlib.clients.grpc.options import channel_options, core_waits
 from meshlib.clients.grpc.ours import ByHost, whose
 from meshlib.clients.grpc.switch import AioSwitchChannel, SwitchChannel
 from meshlib.model.hosts import HostKind
+from meshlib.policies.rollout import Way
+from meshlib.runtime.explicit import UrlHandle
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.mesh import Mesh
 from meshlib.runtime.observed import Observed
@@ -103,7 +105,14 @@ class Seam:
         if not self._mesh.has_scheme(found.scheme):
             return None
         handle = self._mesh.target(found.target)
-        return balanced(handle, partial(connect, found.authority or handle.authority), False)
+        to = partial(connect, found.authority or handle.authority)
+        if found.scheme != "dns":  # grpc itself can make nothing of it
+            return balanced(handle.explicit, to, False)
+
+        def find(for_call: bool) -> TargetHandle | None:
+            return _let_through(handle, for_call)
+
+        return switch(find, bare, lambda handle: balanced(handle, to, False))
 
     def _by_host(
         self,
@@ -118,7 +127,7 @@ class Seam:
             return None
 
         def over(handle: TargetHandle) -> Any:
-            return balanced(handle, partial(connect, found.authority), True)
+            return balanced(UrlHandle(handle), partial(connect, found.authority), True)
 
         def find(for_call: bool) -> TargetHandle | None:
             if not for_call:
@@ -127,3 +136,16 @@ class Seam:
             return None if type(found) is Observed else found
 
         return switch(find, bare, over)
+
+
+def _let_through(handle: TargetHandle, for_call: bool) -> TargetHandle | None:
+    """What the roll-out says about a call to a target that grpc could reach as well; None: grpc is to."""
+    rollout = handle.rollout
+    if rollout.gate is None:
+        return handle
+    if not for_call:
+        return None if rollout.lowered else handle
+    way = rollout.way()
+    if way is Way.BARE_OBSERVE:
+        Observed(handle)
+    return handle if way is Way.MESH else None

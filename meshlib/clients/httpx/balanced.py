@@ -55,4 +55,4 @@ def _mesh_options(
             raise ConfigError("authority=", "needs target=", "without it the URL's host is the authority")
         return {"mesh": mesh, "hash_key": hash_key}
     mesh = mesh or default_mesh()
-    return {"mesh": mesh, "handle": mesh.target(target, authority=authority), "hash_key": hash_key}
+    return {"mesh": mesh, "handle": mesh.target(target, authority=authority).explicit, "hash_key": hash_key}

@@ -22,7 +22,7 @@ from meshlib.clients.httpx.fast.bodies import AioBody, SyncBody
 from meshlib.clients.httpx.faults import Fault, fault_of, is_blamed
 from meshlib.clients.httpx.flavour import Flavour
 from meshlib.clients.httpx.outgoing import Outgoing
-from meshlib.errors import NotSynced, ResolveError
+from meshlib.errors import HeldBack, ResolveError
 from meshlib.pickers.hash_key import HashKeySource
 from meshlib.pickers.subchannel import Subchannel
 from meshlib.runtime.clock import SYSTEM
@@ -124,11 +124,13 @@ class _Pool:
         host = url.host.decode("ascii")
         return self.mesh.serving_url(_SCHEMES[url.scheme], host, url.port) is None
 
-    def _check_lowered(self, handle: TargetHandle, lease: Lease) -> None:
-        """After a wait for the first knowledge, part of which is the Service's annotation. Raises NotSynced."""
+    def _obeying(self, handle: TargetHandle, lease: Lease) -> Lease:
+        """The first lease of a request. The roll-out may have closed the gate after the request went through: a
+        Service's annotation is part of the first knowledge. Raises HeldBack: nothing was sent, it goes the bare way."""
         if self._handle is None and handle.rollout.lowered:
             lease.withdraw()
-            raise NotSynced(f"{handle.target}: the roll-out holds it back: {handle.rollout.decision.reason}")
+            raise HeldBack(f"{handle.target}: {handle.rollout.decision.reason}")
+        return lease
 
     def _removed(self, subchannel: Subchannel) -> None:
         raise NotImplementedError
@@ -230,6 +232,8 @@ class MeshPool(_Pool):
         steps = attempt(handle, exchange, self._fault_of, self._now)
         try:
             step = next(steps)
+            if handle.rollout.gate is not None and type(step) is Dial:
+                self._obeying(handle, step.lease)
             while True:
                 try:
                     if type(step) is Dial:
@@ -255,9 +259,7 @@ class MeshPool(_Pool):
 
     def _rest(self, step: Any, handle: TargetHandle, exchange: Exchange) -> Any:
         if isinstance(step, Wait):
-            lease = handle.acquire(step.timeout, exchange.hash_key)
-            self._check_lowered(handle, lease)
-            return lease
+            return self._obeying(handle, handle.acquire(step.timeout, exchange.hash_key))
         assert isinstance(step, Pause)  # noqa: S101 - for mypy; there is no fourth step
         return self.original._network_backend.sleep(step.seconds)
 
@@ -342,6 +344,8 @@ class AsyncMeshPool(_Pool):
         steps = attempt(handle, exchange, self._fault_of, self._now)
         try:
             step = next(steps)
+            if handle.rollout.gate is not None and type(step) is Dial:
+                self._obeying(handle, step.lease)
             while True:
                 try:
                     if type(step) is Dial:
@@ -367,9 +371,7 @@ class AsyncMeshPool(_Pool):
 
     async def _rest(self, step: Any, handle: TargetHandle, exchange: Exchange) -> Any:
         if isinstance(step, Wait):
-            lease = await handle.acquire_async(step.timeout, exchange.hash_key)
-            self._check_lowered(handle, lease)
-            return lease
+            return self._obeying(handle, await handle.acquire_async(step.timeout, exchange.hash_key))
         assert isinstance(step, Pause)  # noqa: S101 - for mypy; there is no fourth step
         return await self.original._network_backend.sleep(step.seconds)
 
@@ -435,8 +437,8 @@ def _compared(observed: Observed, response: Any) -> Any:
         observed.reached(peer[0], peer[1])
     except (
         Exception
-    ):  # no such stream, a Unix socket, a backend of somebody's own, a connection that ended meanwhile:
-        return response  # nothing to compare, and no request may fail of being watched
+    ):  # a Unix socket, a connection that ended, somebody's own backend: nothing to compare, and no
+        return response  # request may fail of being watched
     return response
 
 

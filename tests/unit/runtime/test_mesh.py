@@ -424,7 +424,7 @@ def pod_mesh(resolver: ManualResolver, monkeypatch: pytest.MonkeyPatch) -> Itera
         ndots=5,
     )
     monkeypatch.setattr("meshlib.runtime.mesh.target_defaults", lambda config: defaults)
-    with Mesh(config=config(), resolvers={"k8s": resolver}) as mesh:
+    with Mesh(config=config(sync_timeout=30), resolvers={"k8s": resolver}) as mesh:
         mesh.asked = asked  # type: ignore[attr-defined]
         yield mesh
 

@@ -227,7 +227,7 @@ def test_short_names_obey(
     assert mesh.for_url("http", "orders", None) is None
     eventually(lambda: isinstance(mesh.for_url("http", "orders", None), Observed))
     assert not mesh._urls._entries["http", "stock", None].asking
-    assert {str(target) for target in resolver.watched} == {TARGET}
+    eventually(lambda: {str(target) for target in resolver.watched} == {TARGET})
 
 
 class TestAnnotation:
@@ -288,7 +288,6 @@ class TestAnnotation:
         known(mesh)
         eventually(lambda: mesh.for_url(*URL) is None)
         mesh.after_fork()
-        mesh.rollout.after_fork()
         assert rollout(mesh).counts().bare_off == 0
         watches = len(resolver.watched)
         assert mesh.for_url(*URL) is None
@@ -410,7 +409,6 @@ class TestFile:
         assert mesh.for_url(*URL) is None
         self.write(file, 'mode = "observe"')
         mesh.after_fork()
-        process._after_fork_in_child()
         assert isinstance(mesh.for_url(*URL), Observed)
 
     def test_the_control_thread_looks(self, make: Callable[..., Mesh], file: Path) -> None:
