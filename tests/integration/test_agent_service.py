@@ -20,6 +20,7 @@ from meshlib.agent.engine.node import FamilyEngine, NodeEngine
 from meshlib.agent.engine.pace import Pace
 from meshlib.agent.engine.programmer import Programmer
 from meshlib.agent.modes import Chosen, NoBackend, choose
+from meshlib.agent.objects import ObjectKey
 from meshlib.agent.ops.control import ControlRefused, ControlServer, ask
 from meshlib.agent.service import Agent
 from meshlib.agent.settings import AgentSettings
@@ -139,6 +140,10 @@ def test_from_facts_to_rules(tmp_path: Path) -> None:
             await until(lambda: agent.status.leaving)
             pages = {page: (await client.get(page)).status_code for page in ("/livez", "/healthz")}
             assert pages == {"/livez": 200, "/healthz": 503}
+            # The Node has another range of pods, and then the old one: what follows from it is written anew.
+            for ranges in (("10.9.0.0/24",), NODE.pod_ranges):
+                agent.tell(ClusterChange({}, dataclasses.replace(NODE, pod_ranges=ranges), lists=1))
+                await until(lambda wanted=(4, ranges): kernel.state[ObjectKey("table", "t")] == wanted)
 
     run(tmp_path, kernel, first)
     made = len(kernel.log)

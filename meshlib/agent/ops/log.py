@@ -39,6 +39,7 @@ class Log:
         self._wall = wall
         self._json = as_json
         self._sweep_problem: dict[int, str] = {}
+        self._held: dict[int, int] = {}
 
     def entry(self, entry: Entry) -> None:
         """Write it."""
@@ -73,6 +74,19 @@ class Log:
         """What will be written."""
         for entry in change_entries(family, change):
             self.entry(entry)
+
+    def held(self, family: int, count: int) -> None:
+        """How many removals the guard holds back now; told when it is another number than before."""
+        if self._held.get(family, 0) == count:
+            return
+        self._held[family] = count
+        text = (
+            f"IPv{family}: {count} removals are held back, as too much would go: `meshlib agent approve` lets them "
+            "through, and so do further complete lists that say the same"
+            if count
+            else f"IPv{family}: no removal is held back any more"
+        )
+        self.entry(Entry("held", text, {"family": family, "count": count}))
 
     def event(self, event: Event) -> None:
         """What the source says."""

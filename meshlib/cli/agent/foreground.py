@@ -155,6 +155,7 @@ def _agent(
 
     def change(family: int, difference: DesiredChange) -> None:
         log.change(family, difference)
+        log.held(family, len(engine.families[family].programmer.held))
         if metrics is not None:
             metrics.change(family, difference)
 

@@ -24,6 +24,19 @@ def say(key: ObjectKey, value: Any) -> str:
     return words(FakeKernel(), key, value)
 
 
+def test_removals_that_are_held_back() -> None:
+    """Told when there are some, and when there are none any more; not with every change in between."""
+    lines: list[str] = []
+    log = Log(lines.append, lambda: 0.0)
+    for count in (0, 40, 40, 41, 0, 0):
+        log.held(4, count)
+    assert [line.split(",")[0] for line in lines] == [
+        "IPv4: 40 removals are held back",
+        "IPv4: 41 removals are held back",
+        "IPv4: no removal is held back any more",
+    ]
+
+
 def test_a_frontend_from_birth_to_end() -> None:
     """New, changed, without endpoints, dropping, gone: who, where, and which endpoints came and went."""
     one = frontend("10.96.0.1", 80, "10.1.0.1")
