@@ -1,4 +1,4 @@
-"""IO out: what meshlib did, as log lines, counters and callbacks.
+"""IO out: what meshlib did, as log lines, callbacks and metrics (``catalogue``, which the exporters are fed from).
 
 The runtime owns one ``Observer`` and hands it to everybody as their ``emit``; it is the only sink of events.
 """
