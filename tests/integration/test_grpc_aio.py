@@ -17,7 +17,7 @@ import meshlib.grpc.aio
 from meshlib.errors import NoEndpoints
 from tests.components.backends import Backends
 from tests.components.process import free_port
-from tests.integration.grpc_support import SERVICE, SS, SU, TARGET, US, UU, Shop, shop
+from tests.integration.grpc_support import SERVICE, SS, SU, TARGET, US, UU, Shop, ending, shop
 
 
 @pytest.fixture
@@ -665,7 +665,7 @@ def test_rolling_restart_loses_no_call(mesh: Shop, backends: Backends) -> None:
                     await call()
                     seen[grpc.StatusCode.OK] += 1
                 except grpc.aio.AioRpcError as error:
-                    seen[error.code()] += 1
+                    seen[ending(error)] += 1
 
         workers = [asyncio.create_task(work(call)) for call in (unary, unary, stream)]
         for server in (*servers, *servers):

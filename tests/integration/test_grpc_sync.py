@@ -22,7 +22,7 @@ from meshlib.errors import NoEndpoints, TargetError
 from meshlib.model.update import DoesNotExist
 from tests.components.backends import Backends
 from tests.components.process import free_port
-from tests.integration.grpc_support import SERVICE, SS, SU, TARGET, US, UU, Shop, eventually, shop
+from tests.integration.grpc_support import SERVICE, SS, SU, TARGET, US, UU, Shop, ending, eventually, shop
 
 
 @pytest.fixture
@@ -585,7 +585,7 @@ def test_rolling_restart_loses_no_call(mesh: Shop, backends: Backends) -> None:
                 call()
                 codes[grpc.StatusCode.OK] += 1
             except grpc.RpcError as error:
-                codes[error.code()] += 1
+                codes[ending(error)] += 1
         return codes
 
     with ThreadPoolExecutor(4) as threads:
