@@ -24,7 +24,7 @@ import meshlib
 UPSTREAMS: dict[str, str] = json.loads(os.environ.get("UPSTREAMS", '{"orders": "http://orders.shop.svc/"}'))
 
 meshlib.start_exporter("prometheus")
-client = meshlib.wrap(httpx.Client(timeout=5.0))
+client = meshlib.wrap(httpx.Client(timeout=float(os.environ.get("UPSTREAM_TIMEOUT", "5"))))
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -22,7 +22,8 @@ class Read(Protocol):
 
 class Repeat(Protocol):
     """Have ``work`` called every two seconds on the control thread, in this process and in those that are forked from
-    it, from when it first needs that thread; and once more when the thread ends. Never while the process forks.
+    it, from when it first needs that thread; and once more when the thread or the process ends. Never by two threads at
+    once, never while the process forks.
 
     ``work`` must be quick and must not block. What it raises is reported, and does not end it; the result does.
     """

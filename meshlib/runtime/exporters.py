@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -100,9 +101,11 @@ def repeat(name: str, work: Callable[[], None]) -> Stop:
         runtime.control.spawn(again(), name=name)
 
     forget = process.at_start(begin)
+    atexit.register(once)  # the control thread is not waited for long at the end, and this is short
 
     def stop() -> None:
         forget()
+        atexit.unregister(once)
         over.set()
 
     return stop

@@ -80,7 +80,8 @@ def test_neither_library_is_loaded_unless_it_is_asked_for() -> None:
     """A Mesh in use loads none of them."""
     program = (
         "import sys, meshlib\n"
-        "with meshlib.Mesh() as mesh, mesh.target('static:///10.0.0.1:80').pick(timeout=20):\n"
+        "with meshlib.Mesh() as mesh:\n"
+        "    mesh.target('static:///10.0.0.1:80').try_start()\n"
         "    print([name for name in ('prometheus_client', 'opentelemetry') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
@@ -119,6 +120,10 @@ def test_repeated_work_runs_on_the_control_thread_and_once_more_at_its_end(
         assert calls.again.wait(20)
         stop_late = exporters.repeat("late", late)
         assert late.again.wait(20)
+        calls.again.clear()
+        late.again.clear()
+    assert calls.again.wait(20)  # closing waits for the thread, but not for ever
+    assert late.again.wait(20)
     assert set(calls.threads) == {"meshlib-control"}
     assert len(calls.threads) == len(late.threads) == 2  # at the start, and when the last Mesh was closed
     stop()
@@ -169,9 +174,9 @@ def work():
 
 exporters.repeat("test", work)
 codes = []
-with meshlib.Mesh() as mesh:
+with meshlib.Mesh(config=meshlib.load_config({"sync_timeout": 60})) as mesh:
     target = mesh.target("static:///10.0.0.1:80")
-    with target.pick(timeout=20):
+    with target.pick(timeout=120):
         pass
     for _ in range(8):
         inside.clear()
@@ -181,7 +186,7 @@ with meshlib.Mesh() as mesh:
             free = library.acquire(timeout=5)
             library.release() if free else None
             inside.clear()
-            with target.pick(timeout=20):
+            with target.pick(timeout=120):
                 pass
             os._exit(0 if free and inside.wait(20) else 1)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
