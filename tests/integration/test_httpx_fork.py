@@ -15,7 +15,12 @@ import pytest
 
 from tests.components.backends import Backends
 
-pytestmark = pytest.mark.usefixtures("wire")
+#: HTTP/2 goes over httpcore with either wire.
+WAYS = pytest.mark.parametrize(
+    ("wire", "kind"),
+    [("fast", "http"), ("fast", "https"), ("fast", "h2"), ("httpcore", "http"), ("httpcore", "https")],
+    indirect=["wire"],
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,7 +72,7 @@ async def several(who, count):
     return wrong
 
 def both(who):
-    return sync(who, 60) + run_async(several(who, 36))
+    return sync(who, 30) + run_async(several(who, 18))
 
 loop = new_loop()
 assert sync("before", 9) == 0
@@ -93,7 +98,7 @@ if child == 0:
     os.write(write, json.dumps(result).encode())
     os._exit(0)
 os.close(write)
-mine = {"wrong": sync("parent", 60) + loop.run_until_complete(several("parent", 36))}
+mine = {"wrong": sync("parent", 30) + loop.run_until_complete(several("parent", 18))}
 with os.fdopen(read) as pipe:
     theirs = json.loads(pipe.read())
 os.waitpid(child, 0)
@@ -233,8 +238,8 @@ def run(script: str, backends: Backends, kind: str, loops: str = "asyncio") -> t
     return json.loads(done.stdout), servers
 
 
-@pytest.mark.parametrize("kind", ["http", "https", "h2"])
-def test_both_sides_go_on(backends: Backends, kind: str) -> None:
+@WAYS
+def test_both_sides_go_on(backends: Backends, wire: str, kind: str) -> None:
     """Parent, child and grandchild use clients of both colours that were used before; the child closes its own. No
     wrong body, no error, and the parent's later requests go over the connections that it had."""
     result, servers = run(BOTH_GO_ON, backends, kind)
@@ -243,12 +248,14 @@ def test_both_sides_go_on(backends: Backends, kind: str) -> None:
         "child": {"wrong": 0, "grandchild": 0},
     }
     bodies = [got.body for server in servers for got in server.received]
-    assert len(bodies) == len(set(bodies)) == 27 + 3 * 96 + 18
+    assert len(bodies) == len(set(bodies)) == 27 + 3 * 48 + 18
 
 
 @pytest.mark.parametrize("loops", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("kind", ["http", "https", "h2"])
-def test_a_child_that_leaves_takes_nothing_along(backends: Backends, kind: str, loops: str) -> None:
+@WAYS
+def test_a_child_that_leaves_takes_nothing_along(
+    backends: Backends, wire: str, kind: str, loops: str
+) -> None:
     """However a child ends that inherited open connections: the parent's requests go on over the same ones."""
     if loops == "uvloop":
         pytest.importorskip("uvloop")
@@ -261,6 +268,7 @@ def test_a_child_that_leaves_takes_nothing_along(backends: Backends, kind: str, 
     }
 
 
+@pytest.mark.usefixtures("wire")
 @pytest.mark.parametrize("kind", ["http", "https"])
 def test_every_lock_is_held_at_the_fork(backends: Backends, kind: str) -> None:
     """The child ends the response it was reading, uses and closes the clients, and makes new ones; the parent reads the
