@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from meshlib.discovery.base import Resolver, ResolverBuilder, ResolverContext
 from meshlib.errors import NotSynced
@@ -36,6 +36,13 @@ class Generation:
     current = 0
 
 
+class LocalSocket(Protocol):
+    """What is in the file system for as long as the process lives."""
+
+    def take_away(self) -> None:
+        """From any thread; more than once does no harm."""
+
+
 class ProcessRuntime:
     """One control thread and its resolvers. Methods that say so must run on the control loop."""
 
@@ -45,7 +52,7 @@ class ProcessRuntime:
         self.control = ControlThread(self._crashed)
         self.mesh_present = ""  #: the sidecar or ambient mesh found in this pod, in words
         self.started_at = clock.wall()  #: Unix seconds
-        self.status: object = None  #: the status socket (``status_socket.serve_status``), once there is one
+        self.status: LocalSocket | None = None  #: see ``status_socket.serve_status``
         self._detection: asyncio.Task[None] | None = None
         self._resolvers: dict[tuple[ResolverBuilder, str], Resolver] = {}
 
@@ -150,7 +157,7 @@ def leave(user: Any) -> None:
             _runtime = None
             atexit.unregister(_at_exit)
     if stopped is not None:
-        stopped.control.stop()
+        _stop(stopped)
 
 
 def users() -> tuple[Any, ...]:
@@ -201,7 +208,13 @@ def rebuild_after_fork(survivor: Any) -> None:
 def _at_exit() -> None:
     runtime = _runtime
     if runtime is not None:
-        runtime.control.stop()
+        _stop(runtime)
+
+
+def _stop(runtime: ProcessRuntime) -> None:
+    if runtime.status is not None:
+        runtime.status.take_away()  # here, whatever becomes of the loop within its bound
+    runtime.control.stop()
 
 
 def _after_fork_in_child() -> None:

@@ -84,13 +84,17 @@ class StatusSocket:
             asyncio.get_running_loop().remove_reader(self._listening)
             self._listening.close()
             self._listening = None
-        if isinstance(self.address, Path):
-            with contextlib.suppress(OSError):  # somebody was faster, or took the directory away
-                self.address.unlink()
-        self.address = None
+        self.take_away()
         for task in tuple(self.readers):
             task.cancel()
         await asyncio.gather(*self.readers, return_exceptions=True)
+
+    def take_away(self) -> None:
+        """Remove the name, so that nobody comes any more. From any thread."""
+        address, self.address = self.address, None
+        if isinstance(address, Path):
+            with contextlib.suppress(OSError):  # somebody was faster, or took the directory away
+                address.unlink()
 
     # -- listening -----------------------------------------------------------------------------------------------
 
@@ -209,7 +213,7 @@ class StatusSocket:
                 yield _line(endpoints=rows, left_out=left_out)
 
     async def _rows(
-        self, handle: TargetHandle, requests: int, wanted: Question
+        self, handle: TargetHandle | report.HeldBack, requests: int, wanted: Question
     ) -> AsyncIterator[tuple[Sequence[EndpointReport], int]]:
         """Pieces of rows with the number of those that are left out, which is told with the last piece."""
         live = handle.live

@@ -35,7 +35,8 @@ def print_worker(console: Console, found: dict[str, Any]) -> None:
     if not found["targets"]:
         say(console, "no target is in use")
     if found["recent"]:
-        say(console, "\nlately")
+        say(console)
+        say(console, "lately")
         for event in found["recent"]:
             times = f" ({event['times']} times)" if event["times"] > 1 else ""
             say(console, f"{_clock(event['at'])}  {event['text']}{times}", "  ")
@@ -72,9 +73,10 @@ def print_workers(console: Console, workers: Sequence[dict[str, Any]]) -> None:
     for (name, taken, why), targets in groups.items():
         if why:
             say(console, f"{name}: {taken} in {len(targets)} of {len(workers)} workers: {_short(why)}")
+    say(console)
     say(
         console,
-        "\nNOW: requests in flight. Everything about one worker: --pid PID, about each: --all-workers",
+        "NOW: requests in flight. Everything about one worker: --pid PID, about each: --all-workers",
     )
 
 
