@@ -97,8 +97,8 @@ def test_http_requests_are_counted_once(mesh: Shop, backends: Backends) -> None:
         with client.stream("GET", "http://echo.shop/stream/2/0") as stream:
             assert gauge(catalogue.INFLIGHT, TARGET) == 1
             mesh.serve(servers[:0])  # all leave, one of them with a request in flight
-            eventually(lambda: gauge(catalogue.ENDPOINTS, TARGET, "eligible") == 0)
-            assert gauge(catalogue.ENDPOINTS, TARGET, "draining") == 1
+            eventually(lambda: gauge(catalogue.ENDPOINTS, TARGET, "draining") == 1)
+            assert gauge(catalogue.ENDPOINTS, TARGET, "eligible") == 0
             stream.read()
         assert gauge(catalogue.INFLIGHT, TARGET) == 0
     total = sum(server.requests for server in servers)
