@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from meshlib.cli.app import meshlib
-from meshlib.cli.doctor import reach
+from meshlib.cli.doctor import cluster, reach
 from meshlib.cli.doctor.cluster import check_cluster
 from meshlib.cli.doctor.findings import Finding, Level
 from meshlib.cli.doctor.together import Asked, examine_cluster
@@ -92,7 +92,15 @@ class Place:
 
 
 @pytest.fixture
-def place(kube_v1: KubeCluster, namespace: Callable[[KubeCluster], str], tmp_path: Path) -> Place:
+def place(
+    kube_v1: KubeCluster,
+    namespace: Callable[[KubeCluster], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Place:
+    monkeypatch.setattr(cluster, "TIMEOUT", 60.0)  # a slow machine is not what is tested
+    monkeypatch.setattr(reach, "SYNC", 60.0)
+    monkeypatch.setattr(reach, "CONNECT", 60.0)
     return Place(kube_v1, namespace(kube_v1), tmp_path)
 
 

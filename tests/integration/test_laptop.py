@@ -33,7 +33,7 @@ def program(words: list[str], port: int, **environ: str) -> Iterator[None]:
         [sys.executable, *words[1:]], cwd=LAPTOP, env={**os.environ, **environ}, stderr=subprocess.DEVNULL
     )
     try:
-        wait_for(lambda: can_connect(environ.get("BIND", "127.0.0.1"), port), timeout=30)
+        wait_for(lambda: can_connect(environ.get("BIND", "127.0.0.1"), port), timeout=60)
         yield
     finally:
         running.kill()

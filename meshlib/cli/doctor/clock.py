@@ -13,15 +13,18 @@ from meshlib.cli.doctor.findings import Finding, lack, note, ok
 
 #: API servers forgive this much when they look at a token's times (the leeway of the JWT library they use), seconds.
 LEEWAY = 60.0
-#: Below this a difference is the Date header's whole seconds and the way of the answer.
+#: Below this, seconds, a difference is no trouble to anybody.
 NOTICEABLE = 3.0
 #: Kubelet renews a token at 80 % of its life, of an hour or more: less than this means that nobody renews it, seconds.
 SHORT = 300.0
 _AREA = "clock"
 
 
-def check_clock(date: str, wall: float) -> Iterable[Finding]:
-    """``date``: the Date header of an answer that came at ``wall``, Unix seconds."""
+def check_clock(date: str, sent: float, received: float) -> Iterable[Finding]:
+    """``date``: the Date header of an answer, with the moments of our clock around it, Unix seconds.
+
+    The header has whole seconds, and the answer its way: only what neither explains is a difference of clocks.
+    """
     try:
         moment = parsedate_to_datetime(date)
         # RFC 9110 5.6.7: it is in GMT, whether it says so or not
@@ -29,7 +32,7 @@ def check_clock(date: str, wall: float) -> Iterable[Finding]:
     except (TypeError, ValueError):
         yield note(_AREA, "the API server's answers have no Date, so clocks could not be compared")
         return
-    ahead = wall - server
+    ahead = max(0.0, sent - (server + 1)) or min(0.0, received - server)
     what = f"our clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the API server's"
     if abs(ahead) > LEEWAY:
         fix = "set the clocks: NTP (chrony, systemd-timesyncd) on this node and on the API server's"

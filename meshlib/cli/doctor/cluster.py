@@ -84,10 +84,10 @@ async def _ask(
     api: Api, namespaces: Sequence[str], wall: Callable[[], float]
 ) -> tuple[list[Finding], Cluster | None]:
     """The findings, and what is known of the cluster; None: our credentials are refused."""
-    started = time.monotonic()
+    started, sent = time.monotonic(), wall()
     answer = await api.get(GROUP_PATH)
     took = (time.monotonic() - started) * 1000
-    told = list(check_clock(answer.headers.get("date", ""), wall()))
+    told = list(check_clock(answer.headers.get("date", ""), sent, wall()))
     if answer.status_code == 401:
         fix = "renew the token or log in again"
         return [*told, lack(_AREA, "the API server refuses our credentials (401)", fix)], None
