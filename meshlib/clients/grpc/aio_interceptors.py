@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 from grpc.aio import Metadata
 
+from meshlib.clients.grpc.aio_shapes import StreamRequest, UnaryRequest
 from meshlib.clients.grpc.methods import KINDS, FourKinds
 
 #: What grpc's intercepted calls have taken, in this order, since there are four of them; newer ones take more.
@@ -137,8 +138,8 @@ class _Method:
         request: Any,
         timeout: Any,
         metadata: Any,
-        credentials: Any,
         wait_for_ready: Any,
+        credentials: Any,
         compression: Any,
     ) -> Any:
         metadata = metadata or Metadata()
@@ -159,46 +160,19 @@ class _Method:
         )
 
 
-class _UnaryRequest(_Method):
-    def __call__(
-        self,
-        request: Any,
-        *,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
-    ) -> Any:
-        return self._start(request, timeout, metadata, credentials, wait_for_ready, compression)
-
-
-class _StreamRequest(_Method):
-    def __call__(
-        self,
-        request_iterator: Any = None,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
-    ) -> Any:
-        return self._start(request_iterator, timeout, metadata, credentials, wait_for_ready, compression)
-
-
-class _UnaryUnary(_UnaryRequest, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[type-arg]
+class _UnaryUnary(_Method, UnaryRequest, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[type-arg]
     """For isinstance."""
 
 
-class _UnaryStream(_UnaryRequest, grpc.aio.UnaryStreamMultiCallable):  # type: ignore[type-arg]
+class _UnaryStream(_Method, UnaryRequest, grpc.aio.UnaryStreamMultiCallable):  # type: ignore[type-arg]
     """For isinstance."""
 
 
-class _StreamUnary(_StreamRequest, grpc.aio.StreamUnaryMultiCallable):  # type: ignore[type-arg]
+class _StreamUnary(_Method, StreamRequest, grpc.aio.StreamUnaryMultiCallable):  # type: ignore[type-arg]
     """For isinstance."""
 
 
-class _StreamStream(_StreamRequest, grpc.aio.StreamStreamMultiCallable):  # type: ignore[type-arg]
+class _StreamStream(_Method, StreamRequest, grpc.aio.StreamStreamMultiCallable):  # type: ignore[type-arg]
     """For isinstance."""
 
 

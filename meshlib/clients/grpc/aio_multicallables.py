@@ -10,6 +10,7 @@ import grpc
 from meshlib.clients.grpc.aio_call import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from meshlib.clients.grpc.aio_pool import LoopPool
 from meshlib.clients.grpc.aio_progress import Progress
+from meshlib.clients.grpc.aio_shapes import StreamRequest, UnaryRequest
 from meshlib.clients.grpc.hash_key import Keys
 from meshlib.clients.grpc.otherwise import Bare, is_not_ours
 from meshlib.clients.grpc.pool import Bound
@@ -86,56 +87,29 @@ class AioMultiCallable:
 # others could serve, so the waiting is done over all of them.
 
 
-class _UnaryRequest(AioMultiCallable):
-    def __call__(
-        self,
-        request: Any,
-        *,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
-    ) -> Any:
-        return self._start(request, timeout, metadata, wait_for_ready, credentials, compression)
-
-
-class _StreamRequest(AioMultiCallable):
-    streams_requests = True
-
-    def __call__(
-        self,
-        request_iterator: Any = None,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,
-        compression: Any = None,
-    ) -> Any:
-        return self._start(request_iterator, timeout, metadata, wait_for_ready, credentials, compression)
-
-
-class UnaryUnary(_UnaryRequest, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[type-arg]
+class UnaryUnary(AioMultiCallable, UnaryRequest, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[type-arg]
     """One request, one response."""
 
     call_type = UnaryUnaryCall
 
 
-class UnaryStream(_UnaryRequest, grpc.aio.UnaryStreamMultiCallable):  # type: ignore[type-arg]
+class UnaryStream(AioMultiCallable, UnaryRequest, grpc.aio.UnaryStreamMultiCallable):  # type: ignore[type-arg]
     """One request, a stream of responses."""
 
     held_type = UnaryStreamCall
     streams_responses = True
 
 
-class StreamUnary(_StreamRequest, grpc.aio.StreamUnaryMultiCallable):  # type: ignore[type-arg]
+class StreamUnary(AioMultiCallable, StreamRequest, grpc.aio.StreamUnaryMultiCallable):  # type: ignore[type-arg]
     """A stream of requests, one response."""
 
+    streams_requests = True
     call_type = StreamUnaryCall
 
 
-class StreamStream(_StreamRequest, grpc.aio.StreamStreamMultiCallable):  # type: ignore[type-arg]
+class StreamStream(AioMultiCallable, StreamRequest, grpc.aio.StreamStreamMultiCallable):  # type: ignore[type-arg]
     """A stream of requests, a stream of responses."""
 
+    streams_requests = True
     held_type = StreamStreamCall
     streams_responses = True
