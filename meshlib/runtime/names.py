@@ -68,20 +68,28 @@ class UrlTable:
                 return self._observed(entry)
             if way is not Way.MESH:
                 return None
-        return self._found(entry)
+        try:
+            return self._ours(entry)
+        except NotSynced:
+            if self._insists(entry):
+                raise
+            return None
 
     def serving(self, scheme: str, host: str, port: int | None) -> TargetHandle | None:
         """Whose it is while the mode is on, whatever share of it; counts nothing."""
         entry = self._entries.get((scheme, host, port)) or self._make(scheme, host, port)
-        return None if entry.rollout is not None and entry.rollout.lowered else self._found(entry)
-
-    def _found(self, entry: _Entry) -> TargetHandle | None:
+        if entry.rollout is not None and entry.rollout.lowered:
+            return None
         try:
             return self._ours(entry)
-        except NotSynced:  # the control thread cannot be started: the bare path may need less than that
-            if self._mesh.strict and entry.kind is not HostKind.SHORT and not under_test.off:
+        except NotSynced:
+            if self._insists(entry):
                 raise
             return None
+
+    def _insists(self, entry: _Entry) -> bool:
+        """Whether it is an error that the control thread cannot be started: the bare path may need less than that."""
+        return self._mesh.strict and entry.kind is not HostKind.SHORT and not under_test.off
 
     def _ours(self, entry: _Entry) -> TargetHandle | None:
         handle = entry.handle

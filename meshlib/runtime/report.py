@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,8 +37,10 @@ from meshlib.runtime.report_form import (
 from meshlib.runtime.totals import BOOK
 
 if TYPE_CHECKING:
+    from meshlib.model.target import Target
     from meshlib.runtime.handle import Live, TargetHandle
     from meshlib.runtime.mesh import Mesh
+    from meshlib.runtime.rollout import TargetRollout
 
 #: Endpoints that a report lists of one target unless it is told otherwise: the size meshlib is built for.
 MAX_ENDPOINTS = 10_000
@@ -67,10 +70,30 @@ def meshes() -> tuple[Mesh, ...]:
     return tuple(sorted((user for user in process.users() if isinstance(user, Mesh)), key=id))
 
 
-def handles(owners: Sequence[Mesh]) -> Iterator[tuple[int, TargetHandle]]:
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """A target that was asked for and that the roll-out (mode off) did not let be used: there is no handle for it."""
+
+    rollout: TargetRollout
+    live: None = None
+
+    @property
+    def target(self) -> Target:
+        return self.rollout.target
+
+    @property
+    def authority(self) -> str:
+        return self.rollout.target.authority
+
+
+def handles(owners: Sequence[Mesh]) -> Iterator[tuple[int, TargetHandle | HeldBack]]:
     """Every target with the index of its Mesh, by name."""
     for index, mesh in enumerate(owners):
-        for handle in sorted(mesh.handles, key=lambda handle: (str(handle.target), handle.authority)):
+        used = mesh.handles
+        known = {handle.target for handle in used}
+        others = [HeldBack(rollout) for rollout in mesh.rollout.targets if rollout.target not in known]
+        every: list[TargetHandle | HeldBack] = [*used, *others]
+        for handle in sorted(every, key=lambda handle: (str(handle.target), handle.authority)):
             yield index, handle
 
 
@@ -100,10 +123,10 @@ def describe_process(owners: Sequence[Mesh]) -> ProcessReport:
     )
 
 
-def describe_target(mesh: int, handle: TargetHandle) -> TargetReport:
+def describe_target(mesh: int, handle: TargetHandle | HeldBack) -> TargetReport:
     """One target without its endpoints."""
     live = handle.live
-    if live is None:
+    if live is None or isinstance(handle, HeldBack):
         return TargetReport(
             mesh=mesh,
             target=str(handle.target),
@@ -202,7 +225,7 @@ def _other(line: Explained, balancer: Balancer) -> EndpointReport:
     )
 
 
-def _whole(mesh: int, handle: TargetHandle, endpoints: int) -> TargetReport:
+def _whole(mesh: int, handle: TargetHandle | HeldBack, endpoints: int) -> TargetReport:
     found, live = describe_target(mesh, handle), handle.live
     if live is None:
         return found
@@ -227,7 +250,7 @@ def _picker(handle: TargetHandle, balancer: Balancer) -> PickerReport:
     return PickerReport(chosen.picker, chosen.where)
 
 
-def _rollout(handle: TargetHandle) -> RolloutReport:
+def _rollout(handle: TargetHandle | HeldBack) -> RolloutReport:
     decision, counts = handle.rollout.decision, handle.rollout.counts()
     return RolloutReport(
         mode=decision.mode.value,
@@ -246,7 +269,7 @@ def _rollout(handle: TargetHandle) -> RolloutReport:
     )
 
 
-def _totals(handle: TargetHandle) -> TotalsReport:
+def _totals(handle: TargetHandle | HeldBack) -> TotalsReport:
     text = str(handle.target)
     if (
         target_label(text) != text

@@ -203,3 +203,13 @@ def test_the_roll_out_of_a_target(tmp_path: Path) -> None:
         assert one.rollout.requests == {"mesh": 0, "bare_off": 1, "bare_observe": 0, "bare_percent": 0}
         other = target_of(mesh, report(), str(shared.target))
         assert (other.rollout.mode, other.rollout.percent) == ("on", 40.0)
+
+
+def test_a_target_that_is_held_back_is_told() -> None:
+    """Mode off from the start: nothing was ever made for the target, and yet its requests are counted and shown."""
+    with Mesh(config=load_config({**CODE, "mode": "off"}, environ={})) as mesh:
+        for _ in range(3):
+            assert mesh.for_url("http", "held.shop.svc", None) is None
+        found = target_of(mesh, report(), "held.shop.svc:80")
+        assert (found.started, found.rollout.mode, found.rollout.requests["bare_off"]) == (False, "off", 3)
+        assert mesh.handles == ()
