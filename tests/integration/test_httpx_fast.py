@@ -28,7 +28,7 @@ HUGE = 32 * 1024 * 1024
 
 
 def sync_client(ports: list[tuple[str, int]], cap: int | None = None, **options: Any) -> httpx.Client:
-    transport = httpx.HTTPTransport(**options)
+    transport = httpx.HTTPTransport(**{"verify": False, **options})
     pool: Any = MeshPool(transport._pool, load(), handle=FakeHandle(ports), wire="fast")  # type: ignore[arg-type]
     transport._pool = pool
     if cap is not None:
@@ -38,7 +38,7 @@ def sync_client(ports: list[tuple[str, int]], cap: int | None = None, **options:
 
 def aio_client(ports: list[tuple[str, int]], cap: int | None = None, **options: Any) -> httpx.AsyncClient:
     """To be made on its loop."""
-    transport = httpx.AsyncHTTPTransport(**options)
+    transport = httpx.AsyncHTTPTransport(**{"verify": False, **options})
     pool: Any = AsyncMeshPool(transport._pool, load(), handle=FakeHandle(ports), wire="fast")  # type: ignore[arg-type]
     transport._pool = pool
     if cap is not None:

@@ -48,14 +48,14 @@ async def eventually_async(fact: Callable[[], Any]) -> None:
 
 
 def sync_client(handle: FakeHandle, **options: Any) -> httpx.Client:
-    transport = httpx.HTTPTransport(**options)
+    transport = httpx.HTTPTransport(**{"verify": False, **options})
     pool = MeshPool(transport._pool, load(), handle=handle, wire=options.pop("wire", "fast"))  # type: ignore[arg-type]
     transport._pool = pool  # type: ignore[assignment]
     return httpx.Client(transport=transport)
 
 
 def aio_client(handle: FakeHandle, **options: Any) -> httpx.AsyncClient:
-    transport = httpx.AsyncHTTPTransport(**options)
+    transport = httpx.AsyncHTTPTransport(**{"verify": False, **options})
     pool = AsyncMeshPool(transport._pool, load(), handle=handle, wire="fast")  # type: ignore[arg-type]
     transport._pool = pool  # type: ignore[assignment]
     return httpx.AsyncClient(transport=transport)

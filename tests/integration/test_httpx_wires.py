@@ -261,6 +261,7 @@ FAST_MAPS = {"too short for its length", "too long for its length"}
 def wired(kind: str, port: int, asynchronous: bool, **options: Any) -> Any:
     """A client that reaches the server on ``port`` under the name of a Service."""
     handle: Any = FakeHandle([("127.0.0.1", port)])
+    options["verify"] = False  # no certificates to load
     transport: Any = httpx.AsyncHTTPTransport(**options) if asynchronous else httpx.HTTPTransport(**options)
     if kind != "bare":
         pool = AsyncMeshPool if asynchronous else MeshPool
