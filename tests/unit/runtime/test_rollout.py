@@ -419,6 +419,26 @@ class TestFile:
         self.write(file, 'mode = "off"')
         eventually(lambda: mesh.for_url(*URL) is None)
 
+    def test_a_look_that_fails_is_not_the_last(
+        self, make: Callable[..., Mesh], file: Path, monkeypatch: pytest.MonkeyPatch, events: list[Event]
+    ) -> None:
+        """No helper thread to be had for once: reported, and the next look takes the change."""
+        mesh = make(file)
+        known(mesh)
+        look, failed = mesh.rollout.look, threading.Event()
+
+        def fails() -> None:
+            monkeypatch.setattr(mesh.rollout, "look", look)
+            failed.set()
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(mesh.rollout, "look", fails)
+        self.write(file, 'mode = "off"')
+        assert failed.wait(30)
+        eventually(lambda: mesh.for_url(*URL) is None)
+        failures = [event for event in events if isinstance(event, SourceFailed)]
+        assert [event.source for event in failures if event.source == "configuration"] == ["configuration"]
+
     def test_no_thread_no_trouble(
         self, make: Callable[..., Mesh], file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
