@@ -67,6 +67,10 @@ bench: ## figures, each against something in the same run
 soak: venv-dev ## ten minutes of churn with 200 endpoints: memory, threads and descriptors must stay flat
 	@GRPC_VERBOSITY=ERROR .venv/bin/python -m tests.soak
 
+.PHONY: walk
+walk: venv-dev components ## Monday to Friday: a service tries meshlib, off to on and back, on a real cluster (root)
+	@.venv/bin/python -m tests.walk
+
 .PHONY: versions
 versions: venv-dev ## the clients against the oldest and the newest supported httpx, httpx2 and grpcio
 	@scripts/versions.sh
