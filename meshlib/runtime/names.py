@@ -14,7 +14,7 @@ from meshlib.errors import MeshError, NotSynced, ServiceNotFound, UnknownPort
 from meshlib.model.hosts import HostKind, HostMatch, match_host
 from meshlib.model.target import Target
 from meshlib.policies.rollout import Mode, Way
-from meshlib.runtime.config import alias_targets
+from meshlib.runtime.config import Config, alias_targets
 from meshlib.runtime.observed import Observed
 from meshlib.runtime.under_test import under_test
 
@@ -36,7 +36,7 @@ class _Entry:
     """One (scheme, host, port): whose it is. ``rollout`` and ``target`` of a short name are set once DNS has found its
     Service, ``handle`` of any when the roll-out first lets it be used."""
 
-    __slots__ = ("asking", "handle", "kind", "rollout", "target", "targets")
+    __slots__ = ("asking", "handle", "kind", "off_under", "rollout", "target", "targets")
 
     def __init__(self, match: HostMatch) -> None:
         self.kind = match.kind
@@ -45,6 +45,9 @@ class _Entry:
         self.rollout: TargetRollout | None = None
         self.handle: TargetHandle | None = None
         self.asking = False
+        self.off_under: Config | None = (
+            None  #: with this configuration nobody asks: mode off for whatever it may mean
+        )
 
 
 class UrlTable:
@@ -97,8 +100,7 @@ class UrlTable:
             handle = self._handle(entry)
         if entry.kind is HostKind.SHORT:
             if handle is None:
-                if self._mesh.rollout.may_ask(entry.targets):
-                    self._ask(entry)
+                self._ask(entry)
                 return None
             if not handle.state.settled:
                 return (
@@ -157,8 +159,17 @@ class UrlTable:
     def _ask(self, entry: _Entry) -> None:
         """Have DNS asked in the background, as the pod's own resolver would be: no API server is asked about names that
         are not Services, such as ``example.com`` under ndots:5."""
+        if entry.off_under is not None:
+            self._mesh.rollout.begin()  # that file has to be looked at, or nothing would end this
+        config = self._mesh.config
+        if entry.off_under is config:
+            return
         with self._lock:
             if entry.asking or entry in self._absent:
+                return
+            asks = self._mesh.rollout.may_ask(entry.targets)
+            entry.off_under = None if asks else config
+            if not asks:
                 return
             entry.asking = True
         try:

@@ -161,7 +161,8 @@ class TargetRollout:
     # -- inside --------------------------------------------------------------------------------------------------
 
     def used_by(self, handle: TargetHandle) -> None:
-        self._handles.add(handle)
+        with self._lock:
+            self._handles.add(handle)
 
     def annotated(self, service: Service | None) -> None:
         """What discovery says about the Service; None: there is none. On the control thread."""
@@ -189,13 +190,17 @@ class TargetRollout:
         self.decision = decide(wish, mode, f"{_SERVICE}{self._service}: annotation {ROLLOUT_MODE}")
         self.gate = None if looked and self.decision.everything else self
         if before.mode is Mode.ON and self.lowered:
-            later.extend(handle.release for handle in list(self._handles))
+            later.extend(handle.release for handle in self._users())
         elif self.decision.everything and not before.everything:
-            later.extend(handle.leave_service_address for handle in list(self._handles))
+            later.extend(handle.leave_service_address for handle in self._users())
+
+    def _users(self) -> list[TargetHandle]:
+        with self._lock:  # other threads add
+            return list(self._handles)
 
     def _keep_watching(self) -> None:
         """An annotation holds it back, so discovery must go on: it tells when that ends (in a forked child, say)."""
-        for handle in list(self._handles):
+        for handle in self._users():
             if handle.live is None:
                 with contextlib.suppress(NotSynced):
                     handle.try_start()

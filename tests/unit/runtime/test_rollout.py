@@ -230,6 +230,24 @@ def test_short_names_obey(
     eventually(lambda: {str(target) for target in resolver.watched} == {TARGET})
 
 
+def test_a_short_name_that_was_off_is_asked_for_later(
+    make: Callable[..., Mesh], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that knows its Services by short names only learns of the file's change, too."""
+
+    async def addresses(host: str, context: object, timeout: float) -> tuple[str, ...]:
+        return ("10.96.0.10",) if host == "orders.shop.svc.cluster.local" else ()
+
+    monkeypatch.setattr(lookup, "addresses", addresses)
+    file = tmp_path / "meshlib.toml"
+    file.write_text('mode = "off"')
+    mesh = make()
+    mesh.defaults = TargetDefaults("shop", search=("shop.svc.cluster.local",), ndots=5)
+    assert [mesh.for_url("http", "orders", None) for _ in range(3)] == [None] * 3
+    file.write_text('mode = "on"')
+    eventually(lambda: isinstance(mesh.for_url("http", "orders", None), TargetHandle))
+
+
 class TestAnnotation:
     """``meshlib.dev/mode`` of the Service, written by others."""
 
