@@ -33,7 +33,7 @@ def test_in_asyncio(backends: Backends, http2: bool, monkeypatch: pytest.MonkeyP
     usual = kind.handle_async_request
 
     async def main() -> int:
-        async with httpx.AsyncClient(transport=transport) as client:
+        async with httpx.AsyncClient(transport=transport, timeout=60) as client:
             await client.post(URL, content=b"first")
             engine = transport._pool._engines[asyncio.get_running_loop()]
 
@@ -63,7 +63,7 @@ def test_in_threads(backends: Backends, http2: bool, monkeypatch: pytest.MonkeyP
     usual, close = kind.handle_request, kind.close
     begun, closed = threading.Event(), threading.Event()
 
-    with httpx.Client(transport=transport) as client:
+    with httpx.Client(transport=transport, timeout=60) as client:
         client.post(URL, content=b"first")
         engine: Any = pool._engine
 
@@ -111,14 +111,14 @@ def test_a_connection_in_use_that_looks_expired_takes_no_second_place(backends: 
     pool: Any = MeshPool(transport._pool, load(), handle=handle, wire="httpcore")
     transport._pool = pool
     url = "http://orders.shop.svc"
-    with httpx.Client(transport=transport) as client:
+    with httpx.Client(transport=transport, timeout=60) as client:
         client.get(url)
         (inner,) = pool._engine._all()
         (connection,) = inner._connections
         with client.stream("GET", url) as reply:
             connection.inner.has_expired = lambda: True
             with pytest.raises(httpx.PoolTimeout):
-                client.get(url, timeout=httpx.Timeout(5, pool=0.01))
+                client.get(url, timeout=httpx.Timeout(60, pool=0.01))
             del connection.inner.has_expired
             reply.read()
         client.get(url)
