@@ -128,7 +128,7 @@ def test_uvicorn_reload(backends: Backends, tmp_path: Path) -> None:
     def ask() -> None:
         while not stop.is_set():
             try:
-                reply = httpx.get(f"http://127.0.0.1:{port}/", timeout=30)
+                reply = httpx.get(f"http://127.0.0.1:{port}/", timeout=30, verify=False)
             except httpx.TransportError:
                 continue  # uvicorn resets connections that it has accepted and not read from yet
             if reply.status_code == 200:
