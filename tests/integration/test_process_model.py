@@ -325,13 +325,21 @@ def test_ctrl_c_in_the_middle_leaves_nothing_counted() -> None:
         from meshlib import grpc as mesh_grpc
         from meshlib.testing import ManualResolver
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have inherited "ignore"
+        armed = []  # only the first of several signals interrupts
+        def interrupt(*_):
+            if armed:
+                armed.clear()
+                raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, interrupt)
 
         def interrupted(call, busy):
+            armed.append(True)
             def soon():
                 while not busy():
                     time.sleep(0.001)
-                os.kill(os.getpid(), signal.SIGINT)
+                while armed:  # one that comes just before the main thread waits in the kernel does not wake it
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(0.1)
             watcher = threading.Thread(target=soon)
             watcher.start()
             try:

@@ -26,7 +26,7 @@ def test_monday_to_friday(kube_v1: Any, tmp_path: Path, capsys: pytest.CaptureFi
         try:
             week = Week(kube_v1, tmp_path, Path(place), print)
         except NotAvailable as error:
-            leave_out("prometheus", error)
+            leave_out("metrics", error)
         with week:
             walk(week, FEW)
     days = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[0] != " "]
