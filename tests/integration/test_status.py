@@ -77,8 +77,8 @@ def running(script: str, place: Path, *before: str) -> Iterator[subprocess.Popen
         rest, _ = process.communicate(timeout=PATIENCE)
         assert (rest, process.returncode) == ("", 0)
     finally:
-        process.kill()
-        process.wait()
+        with process:  # closes its pipes, and waits
+            process.kill()
 
 
 def status(place: Path, *arguments: str) -> Any:
@@ -245,6 +245,7 @@ def test_a_worker_that_stands_still(place: Path, monkeypatch: pytest.MonkeyPatch
     """A stopped process is named, and the exit code says that something is not known."""
     with running(WORKER, place) as worker:
         os.kill(worker.pid, signal.SIGSTOP)
+        os.waitpid(worker.pid, os.WUNTRACED)  # until all its threads stand still
         try:
             monkeypatch.setattr(ask, "PATIENCE", 0.3)
             result = status(place)
