@@ -92,6 +92,16 @@ def document(place: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+def of_all(place: Path, count: int, *arguments: str) -> dict[str, Any]:
+    """The document once so many answer: a worker that is forked with knowledge serves before it listens."""
+
+    def all_there() -> dict[str, Any] | None:
+        found = document(place, *arguments)
+        return found if len(found["workers"]) == count else None
+
+    return wait_for(all_there, timeout=PATIENCE, what=f"{count} workers")
+
+
 def test_every_worker_of_gunicorn_tells_what_it_did(backends: Backends, tmp_path: Path, place: Path) -> None:
     """Each worker has its own socket; what they say adds up to what the backends got; a killed one is cleared away."""
     servers = backends.http(2)
@@ -120,7 +130,7 @@ def test_every_worker_of_gunicorn_tells_what_it_did(backends: Backends, tmp_path
         with httpx.Client(verify=False, timeout=PATIENCE) as client, ThreadPoolExecutor(6) as pool:
             answers = list(pool.map(lambda _: client.get(f"http://127.0.0.1:{port}/"), range(30)))
         told = {int(answer.text.split()[1].rstrip(":")) for answer in answers}
-        found = document(place, "--all-workers")
+        found = of_all(place, len(told) + 1, "--all-workers")
         workers = {worker["pid"]: worker for worker in found["workers"]}
         assert set(workers) == told | {gunicorn.pid}
         assert {worker["parent"] for pid, worker in workers.items() if pid in told} == {gunicorn.pid}
@@ -177,7 +187,7 @@ sys.stdin.read()
     with running(script, place) as parent:
         assert parent.stdin is not None
         assert parent.stdout is not None
-        workers = {worker["pid"]: worker for worker in document(place)["workers"]}
+        workers = {worker["pid"]: worker for worker in of_all(place, 2)["workers"]}
         assert parent.pid in workers
         (child,) = set(workers) - {parent.pid}
         assert workers[child]["parent"] == parent.pid
