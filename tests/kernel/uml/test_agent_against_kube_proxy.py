@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from meshlib.agent.netlink.ipvs import RealKey, ServiceKey
 from tests.components.kube import KubeCluster
 from tests.components.process import wait_for
 from tests.kernel.uml import cluster as words
@@ -64,7 +65,7 @@ class Both:
         self.kube.put_slice("default", "mark", "mark", ["10.1.9.9"], ports)
         for space in (self.original.name, self.ours.name):
             wait_for(
-                partial(words.has, space, "10.1.9.9", port),
+                partial(words.has, space, ServiceKey("TCP", MARK, port), RealKey("10.1.9.9", port)),
                 timeout=90,
                 interval=0.1,
                 what=f"the {space} to have seen everything",
