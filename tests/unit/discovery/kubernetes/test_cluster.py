@@ -99,7 +99,7 @@ def test_an_outage_takes_nothing_away() -> None:
     async def test(server: FakeApiServer, source: KubernetesCluster, told: Told, client: Client) -> None:
         count = len(told.changes)
         await server.refuse()
-        await always(lambda: len(told.changes) == count, 3600)
+        await always(lambda: len(told.changes) == count, 3600, step=10)
         assert source.describe()["stale"]
         assert any(isinstance(event, SourceFailed) and event.stale for event in client.events)
         await server.start()
@@ -149,7 +149,7 @@ def test_ranges_of_service_addresses() -> None:
 
     async def test(server: FakeApiServer, source: KubernetesCluster, told: Told, client: Client) -> None:
         nonlocal served
-        await always(lambda: told.facts.service_ranges == () and source.live, 300)
+        await always(lambda: told.facts.service_ranges == () and source.live, 300, step=10)
         assert not any(isinstance(event, SourceFailed) for event in client.events)
         asked = [request for request in server.requests if "networking" in request.path]
         assert len(asked) == 2

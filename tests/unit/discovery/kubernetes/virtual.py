@@ -1,8 +1,7 @@
 """Virtual time over real loopback sockets: a loop whose clock jumps to the next timer when nothing else can happen.
 
 Client and server run on the same loop, and the kernel delivers over loopback before a send returns, so an idle selector
-means that everybody waits for time. Nothing changes from there to the next timer: that is when `eventually` and
-`always` look at their conditions, and the only time they need to.
+means that everybody waits for time.
 """
 
 from __future__ import annotations
@@ -22,37 +21,23 @@ from meshlib.model.update import DoesNotExist, Failure, Snapshot, Update
 
 T = TypeVar("T")
 
-#: Seconds of real time after which nothing more comes: on a busy machine the kernel delivers with a thread of its own,
-#: which needs the processor for a moment. The second each: before a jump over a second or more, which fires timeouts.
-AFTER_SOMETHING, AFTER_NOTHING = (0.003, 0.03), (0.001, 0.01)
-#: The same before a test fails because something did not come.
-LAST = 1.0
-
 
 class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
     def __init__(self) -> None:
         super().__init__()
         self.time = 1000.0
         self.jumps = 0
-        self.busy = False  #: something came since the last jump
-        #: Asked before each jump; True: something can run now.
-        self.at_rest: dict[object, Callable[[], bool]] = {}
 
     def select(self, timeout: float | None = None) -> Any:
         for _ in range(3):  # a connection that is being set up needs a moment of the kernel's
             ready = super().select(0)
             if ready or timeout == 0:
-                self.busy = self.busy or bool(ready)
                 return ready
-        long = timeout is not None and timeout >= 1 and (self.busy or bool(self.at_rest))
-        ready = super().select((AFTER_SOMETHING if self.busy else AFTER_NOTHING)[long])
-        self.busy = bool(ready)
+        ready = super().select(0.0002)
         if ready:
             return ready
         if timeout is None:
             raise AssertionError("nothing can happen any more, and nobody waits for time")
-        if any(look() for look in list(self.at_rest.values())):
-            return []
         # A little more than asked for: a timer that fired a rounding error too early would be set again for no time
         # at all, for ever, in a world where time only passes by waiting.
         self.time += timeout + 1e-6
@@ -70,14 +55,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._virtual.time
-
-    def something_comes(self) -> bool:
-        """While time stands still."""
-        return bool(super(_Selector, self._virtual).select(LAST))
-
-    @property
-    def at_rest(self) -> dict[object, Callable[[], bool]]:
-        return self._virtual.at_rest
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -160,56 +137,20 @@ def addresses(slices: tuple[EndpointSlice, ...]) -> set[str]:
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Let virtual time pass until the condition holds."""
-    found = await _holds_within(condition, seconds)
-    for _ in range(100):
-        if found or not _loop().something_comes():
-            break
-        found = await _holds_within(condition, 0.01)  # it was under way in time
-    assert found, f"not within {seconds} s"
-
-
-async def always(condition: Callable[[], object], seconds: float) -> None:
-    """The condition holds now and whenever anything may have changed, for so long."""
-    broken = await _holds_within(lambda: not condition(), seconds)
-    assert not broken, f"no longer at {asyncio.get_running_loop().time()}"
-
-
-def _loop() -> VirtualLoop:
+    """Let virtual time pass until the condition holds, looking every millisecond, later less often."""
     loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    return loop
+    start = loop.time()
+    while not condition():
+        assert loop.time() < start + seconds, f"not within {seconds} s"
+        await asyncio.sleep(0.001 if loop.time() < start + 0.3 else 0.1 if loop.time() < start + 30 else 1)
 
 
-async def _holds_within(condition: Callable[[], object], seconds: float) -> bool:
-    if condition():
-        return True
-    loop = _loop()
-    found: asyncio.Future[bool] = loop.create_future()
-
-    def settle(holds: bool) -> None:
-        if not found.done():
-            found.set_result(holds)
-
-    def look() -> bool:
-        if found.done():
-            return True  # it has a turn to come
-        try:
-            holds = bool(condition())
-        except BaseException as error:
-            found.set_exception(error)
-            return True
-        if holds:
-            settle(True)
-        return holds
-
-    end = loop.call_later(seconds, settle, False)
-    loop.at_rest[found] = look
-    try:
-        return await found
-    finally:
-        end.cancel()
-        del loop.at_rest[found]
+async def always(condition: Callable[[], object], seconds: float, step: float = 0.05) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while loop.time() < end:
+        assert condition()
+        await asyncio.sleep(step)
 
 
 Scenario = Callable[..., Awaitable[None]]
