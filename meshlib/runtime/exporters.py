@@ -29,6 +29,10 @@ _running: dict[str, Stop] = {}
 #: Held while repeated work runs, and by whoever forks: exporters use locks of their libraries, which the child would
 #: inherit held for ever.
 _gate = threading.Lock()
+#: Seconds that a fork waits for it: an exporter that hangs, or that forks itself, may not hold up the application for
+#: ever. A thousand times what one call takes.
+PATIENCE = 10.0
+_forking = threading.local()
 
 
 def start_exporter(name: str, **options: Any) -> Stop:
@@ -117,11 +121,12 @@ def _after_fork_in_child() -> None:
 
 
 def _before_fork() -> None:
-    _gate.acquire()
+    _forking.holds = _gate.acquire(timeout=PATIENCE)
 
 
 def _after_fork_in_parent() -> None:
-    _gate.release()
+    if _forking.holds:
+        _gate.release()
 
 
 os.register_at_fork(

@@ -14,19 +14,17 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from typing import Any, Protocol
 
 from meshlib.clients.httpx.allowance import Allowance
 from meshlib.clients.httpx.attempt import Dial, Exchange
-from meshlib.clients.httpx.goaway import AsyncHttp2Stream, Http2Stream, gone
+from meshlib.clients.httpx.goaway import gone
 from meshlib.clients.httpx.held import holding
+from meshlib.clients.httpx.noting import AsyncNotingBackend, NotingBackend, connecting_for
 from meshlib.clients.httpx.outgoing import Outgoing
 from meshlib.clients.httpx.serial import serial_pool
 from meshlib.clients.httpx.sweeping import AioSweeper, SyncSweeper
 from meshlib.pickers.subchannel import Subchannel
-
-_exchange: ContextVar[Exchange | None] = ContextVar("meshlib_httpx_exchange", default=None)
 
 
 class Engine(Protocol):
@@ -223,7 +221,7 @@ class SyncEngine(_Pools):
         """For an engine that has this one inside: ``evict_more``, its bound method that closes an idle connection
         elsewhere, which uses the same allowance, and its ``sweeper``."""
         settings = pool_settings(original)
-        settings["network_backend"] = _NotingBackend(settings["network_backend"], self)
+        settings["network_backend"] = NotingBackend(settings["network_backend"], self)
         kind = serial_pool(core) if settings["http2"] else holding(core.ConnectionPool)
         super().__init__(core, kind, settings, allowance)
         self.sweeper = sweeper or SyncSweeper(self.sweep, allowance, settings["keepalive_expiry"])
@@ -236,14 +234,14 @@ class SyncEngine(_Pools):
         if self._settings["http2"]:
             pool._close_connections(gone(pool))
         exchange.reused, exchange.lease = True, step.lease
-        token = _exchange.set(exchange)
+        token = connecting_for.set(exchange)
         try:
             return pool.handle_request(request)
         except BaseException:
             pool._close_connections(_orphans(pool))
             raise
         finally:
-            _exchange.reset(token)
+            connecting_for.reset(token)
 
     def admit(self) -> None:
         """Count in a connection that is about to be opened. Raises ConnectError at the cap, when nothing is idle."""
@@ -332,7 +330,7 @@ class AsyncEngine(_Pools):
     ) -> None:
         """``evict_more``, ``sweeper``: as in SyncEngine."""
         settings = pool_settings(original)
-        settings["network_backend"] = _AsyncNotingBackend(settings["network_backend"], self)
+        settings["network_backend"] = AsyncNotingBackend(settings["network_backend"], self)
         super().__init__(core, holding(core.AsyncConnectionPool), settings, allowance)
         self.sweeper = sweeper or AioSweeper(loop, self.sweep, allowance, settings["keepalive_expiry"])
         self._evict_more = weakref.WeakMethod(evict_more) if evict_more is not None else None
@@ -350,7 +348,7 @@ class AsyncEngine(_Pools):
         if self._settings["http2"] and (closing := gone(pool)):
             await pool._close_connections(closing)
         exchange.reused, exchange.lease = True, step.lease
-        token = _exchange.set(exchange)
+        token = connecting_for.set(exchange)
         try:
             return await pool.handle_async_request(request)
         except BaseException:
@@ -358,7 +356,7 @@ class AsyncEngine(_Pools):
                 self._later(pool._close_connections(orphans))
             raise
         finally:
-            _exchange.reset(token)
+            connecting_for.reset(token)
 
     async def admit(self) -> None:
         """As in SyncEngine."""
@@ -445,139 +443,3 @@ class AsyncEngine(_Pools):
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         return task
-
-
-class _NotingBackend:
-    """httpcore's network backend, counting connections and noting who opened one and when it was there.
-
-    httpcore connects in the context of the request that needs the connection, so a context variable tells which.
-    """
-
-    def __init__(self, inner: Any, engine: Any) -> None:
-        self._inner = inner
-        self._engine = weakref.ref(
-            engine
-        )  # it holds us: in a cycle a dropped client's connections would stay
-
-    def connect_tcp(self, *arguments: Any, **options: Any) -> Any:
-        exchange = _connecting()
-        engine = self._engine()
-        if engine is None:  # a pool that outlives its client
-            return self._inner.connect_tcp(*arguments, **options)
-        engine.admit()
-        try:
-            engine.sweeper.opening()
-            stream = self._inner.connect_tcp(*arguments, **options)
-        except BaseException:
-            engine.allowance.give_back()
-            raise
-        return _connected(exchange, _Stream, stream, engine)
-
-    def sleep(self, seconds: float) -> None:
-        self._inner.sleep(seconds)
-
-
-class _AsyncNotingBackend:
-    """The same for asyncio."""
-
-    def __init__(self, inner: Any, engine: Any) -> None:
-        self._inner = inner
-        self._engine = weakref.ref(engine)
-
-    async def connect_tcp(self, *arguments: Any, **options: Any) -> Any:
-        exchange = _connecting()
-        engine = self._engine()
-        if engine is None:
-            return await self._inner.connect_tcp(*arguments, **options)
-        await engine.admit()
-        try:
-            engine.sweeper.opening()
-            stream = await self._inner.connect_tcp(*arguments, **options)
-        except BaseException:
-            engine.allowance.give_back()
-            raise
-        return _connected(exchange, _AsyncStream, stream, engine)
-
-    async def sleep(self, seconds: float) -> None:
-        await self._inner.sleep(seconds)
-
-
-class _Stream:
-    """httpcore's stream, counted until it is closed. ``exchange``: whose latency sample begins after the handshake."""
-
-    http2: Any = Http2Stream
-
-    def __init__(
-        self, stream: Any, allowance: list[Allowance], exchange: Exchange | None, core: Any, only_http2: bool
-    ) -> None:
-        self._stream = stream
-        self._allowance = allowance  #: empty: given back; list.pop is atomic, two threads may close at once
-        self._exchange = exchange
-        self._core, self._only_http2 = core, only_http2
-        self.read, self.write, self.get_extra_info = stream.read, stream.write, stream.get_extra_info
-
-    def close(self) -> None:
-        self._give_back()
-        self._stream.close()
-
-    def start_tls(self, *arguments: Any, **options: Any) -> Any:
-        try:
-            stream = self._stream.start_tls(*arguments, **options)
-        except BaseException:
-            self.close()
-            raise
-        return self._secured(stream)
-
-    def _secured(self, stream: Any) -> Any:
-        if self._exchange is not None:
-            _begin_sample(self._exchange)
-        made = type(self)(stream, self._allowance, None, self._core, self._only_http2)
-        tls = stream.get_extra_info("ssl_object")
-        chosen = tls is not None and tls.selected_alpn_protocol() == "h2"  # as httpcore asks
-        return self.http2(made, self._core) if chosen or self._only_http2 else made
-
-    def _give_back(self) -> None:
-        try:
-            allowance = self._allowance.pop()
-        except IndexError:
-            return
-        allowance.give_back()
-
-
-class _AsyncStream(_Stream):
-    """The same for asyncio."""
-
-    http2 = AsyncHttp2Stream
-
-    async def aclose(self) -> None:
-        self._give_back()
-        await self._stream.aclose()
-
-    async def start_tls(self, *arguments: Any, **options: Any) -> Any:
-        try:
-            stream = await self._stream.start_tls(*arguments, **options)
-        except BaseException:
-            await self.aclose()
-            raise
-        return self._secured(stream)
-
-
-def _connecting() -> Exchange | None:
-    exchange = _exchange.get()
-    if exchange is not None:
-        exchange.reused = False
-    return exchange
-
-
-def _connected(exchange: Exchange | None, kind: type[_Stream], stream: Any, engine: _Pools) -> Any:
-    secure = exchange is not None and exchange.secure
-    if exchange is not None and not secure:
-        _begin_sample(exchange)
-    only_http2 = engine._settings["http2"] and not engine._settings["http1"]
-    made = kind(stream, [engine.allowance], exchange if secure else None, engine._core, only_http2)
-    return kind.http2(made, engine._core) if only_http2 and not secure else made
-
-
-def _begin_sample(exchange: Exchange) -> None:
-    if exchange.lease is not None:
-        exchange.lease.connected()

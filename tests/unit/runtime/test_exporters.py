@@ -201,3 +201,18 @@ def test_nobody_forks_in_the_middle_of_repeated_work() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [0] * 8
+
+
+def test_work_that_never_ends_does_not_hold_up_a_fork_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither does work that forks itself; afterwards the parent goes on as before."""
+    monkeypatch.setattr(exporters, "PATIENCE", 0.01)
+    with exporters._gate:
+        exporters._before_fork()
+        exporters._after_fork_in_parent()
+        assert exporters._gate.locked()
+    exporters._before_fork()
+    assert exporters._gate.locked()
+    exporters._after_fork_in_parent()
+    assert not exporters._gate.locked()
