@@ -27,7 +27,7 @@ class MeshCollector(Collector):
     """All metrics as they are at the moment of the scrape. Register it, or have ``PrometheusBuilder`` do so."""
 
     def __init__(self, source: Source, endpoints: bool = False) -> None:
-        self._source = source
+        self.source = source
         self._endpoints = endpoints
 
     def describe(self) -> Iterator[Family]:
@@ -37,7 +37,7 @@ class MeshCollector(Collector):
                 yield _family(metric)
 
     def collect(self) -> Iterator[Family]:
-        reading = self._source.read(endpoints=self._endpoints)
+        reading = self.source.read(endpoints=self._endpoints)
         for metric in CATALOGUE:
             if metric in reading:
                 family = _family(metric)
@@ -55,17 +55,17 @@ class ValueFiles:
     """Writes readings into prometheus_client's files. ``write`` is called by one thread at a time."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self.source = source
         self._generation = source.generation()
         self._metrics: dict[Metric, Counter | Gauge] = {}
         self._written: dict[Metric, dict[tuple[str, ...], float]] = {}
 
     def write(self) -> None:
         """Bring the files of this process up to now."""
-        if self._generation != self._source.generation():
+        if self._generation != self.source.generation():
             # A forked child: it counts from zero, into files of its own (prometheus_client sees to those).
-            self._generation, self._written = self._source.generation(), {}
-        reading = self._source.read()
+            self._generation, self._written = self.source.generation(), {}
+        reading = self.source.read()
         for metric in CATALOGUE:
             if metric in reading or metric in self._written:
                 self._write(metric, reading)
@@ -110,6 +110,11 @@ class PrometheusBuilder:
 
     name = "prometheus"
 
+    def __init__(self) -> None:
+        self._files: ValueFiles | None = (
+            None  #: kept when it is stopped: what it wrote stays in the process's files
+        )
+
     def start(
         self, source: Source, *, registry: CollectorRegistry | None = None, endpoints: bool = False
     ) -> Stop:
@@ -123,8 +128,9 @@ class PrometheusBuilder:
                 "endpoints=True does not go with PROMETHEUS_MULTIPROC_DIR",
                 "leave it out, or let each process be scraped by itself",
             )
-        files = ValueFiles(source)
-        return source.repeat("exporter prometheus", files.write)
+        if self._files is None or self._files.source is not source:
+            self._files = ValueFiles(source)
+        return source.repeat("exporter prometheus", self._files.write)
 
 
 BUILDER = PrometheusBuilder()

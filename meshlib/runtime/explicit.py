@@ -177,7 +177,10 @@ class UrlHandle(_Around):
     def try_acquire(
         self, hash_key: str | bytes | None = None, exclude: Set[Subchannel] = _NOTHING
     ) -> Lease | None:
-        lease = self.inner.try_acquire(hash_key, exclude)
+        try:
+            lease = self.inner.try_acquire(hash_key, exclude)
+        except ResolveError as error:
+            raise (error if exclude else self._instead_of(error)) from error.__cause__
         return lease if lease is None or exclude else self._checked(lease)
 
     def choose(self, now: float, key: KeyOf, about: Any) -> Subchannel | None:
@@ -193,7 +196,10 @@ class UrlHandle(_Around):
         hash_key: str | bytes | None = None,
         exclude: Set[Subchannel] = _NOTHING,
     ) -> Lease:
-        return self._checked(self.inner.acquire(timeout, hash_key, exclude))
+        try:
+            return self._checked(self.inner.acquire(timeout, hash_key, exclude))
+        except ResolveError as error:
+            raise self._instead_of(error) from error.__cause__
 
     async def acquire_async(
         self,
@@ -201,7 +207,16 @@ class UrlHandle(_Around):
         hash_key: str | bytes | None = None,
         exclude: Set[Subchannel] = _NOTHING,
     ) -> Lease:
-        return self._checked(await self.inner.acquire_async(timeout, hash_key, exclude))
+        try:
+            return self._checked(await self.inner.acquire_async(timeout, hash_key, exclude))
+        except ResolveError as error:
+            raise self._instead_of(error) from error.__cause__
+
+    def _instead_of(self, error: ResolveError) -> ResolveError:
+        """The mode may have been lowered while the call waited for what it did not get."""
+        if self.rollout.gate is None or not self.rollout.lowered or isinstance(error, HeldBack):
+            return error
+        return HeldBack(f"{self.target}: {self.rollout.decision.reason}")
 
     def _checked(self, lease: Lease) -> Lease:
         if self.rollout.gate is not None and self.rollout.lowered:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -103,6 +104,8 @@ def repeat(name: str, work: Callable[[], None]) -> Stop:
 
     def begin(runtime: process.ProcessRuntime) -> None:
         runtime.control.spawn(again(), name=name)
+        if (util := sys.modules.get("multiprocessing.util")) is not None:
+            util.Finalize(None, once, exitpriority=0)  # its children end without atexit
 
     forget = process.at_start(begin)
     atexit.register(once)  # the control thread is not waited for long at the end, and this is short

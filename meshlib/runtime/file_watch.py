@@ -29,6 +29,10 @@ class FileWatch:
         self._seen: _Signature | tuple[()] = ()  #: at the look before
         self._seen_at = 0.0  #: when it was seen first
 
+    def again(self) -> None:
+        """What was reported could not be taken in: report it at the next settled look, too."""
+        self._reported = ()
+
     def changed(self) -> bool:
         """Whether there is another content than at the last report, and was for SETTLED seconds at least."""
         found, now = _signature(self._path), self._now()

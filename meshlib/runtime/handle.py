@@ -211,7 +211,7 @@ class TargetHandle:
         if beside is None or beside.endpoint != endpoint:
             if beside is not None:
                 self._gone(beside)
-            beside = self._beside = Subchannel(endpoint, threading.Lock())
+            beside = self._beside = Subchannel(endpoint, threading.Lock(), target=self._label)
         beside.begin()
         return Lease(beside, live.now, live.now())
 

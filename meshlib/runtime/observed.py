@@ -18,6 +18,7 @@ from meshlib.errors import (
 )
 from meshlib.model.endpoint import EndpointSet
 from meshlib.pickers.base import PickInfo
+from meshlib.policies.rollout import Way as RolloutWay
 from meshlib.runtime.balancer import Way
 
 if TYPE_CHECKING:
@@ -52,6 +53,13 @@ class Observed:
         if live is None or live.balancer.snapshot is None:
             return  # nothing to compare with
         self._handle.rollout.reached(_where(live, self._handle.rollout, address, port))
+
+
+def count_held_back(handle: TargetHandle) -> None:
+    """A request goes the bare way although it came through the gate: it waited, and the mode was lowered by then. It is
+    counted as what it becomes."""
+    if handle.rollout.way() is RolloutWay.BARE_OBSERVE:
+        Observed(handle)
 
 
 def would_come_to(handle: TargetHandle) -> str:

@@ -117,9 +117,14 @@ class Rollout:
             try:
                 read = reload_config(self._read)
             except ConfigError as error:
-                self.problem = str(error)
-                emit(SourceFailed(f"configuration {self._read.at.shown}", error, stale=True))  # type: ignore[union-attr]
+                self._file.again()  # it may have been for want of a descriptor
+                if str(error) != self.problem:
+                    self.problem = str(error)
+                    emit(SourceFailed(f"configuration {self._read.at.shown}", error, stale=True))  # type: ignore[union-attr]
                 return
+            except BaseException:
+                self._file.again()
+                raise
             self._take(read)
 
     def decide_again(self, target: TargetRollout) -> None:
@@ -138,6 +143,8 @@ class Rollout:
     def after_fork(self) -> None:
         """In a forked child: new locks, nothing counted, and the file is to be looked at again."""
         self._new_locks()
+        if self._file is not None:
+            self._file.again()  # the parent may have been between the report and the reading
         self._runtime = None
         for target in self.targets:
             target.after_fork()

@@ -203,7 +203,7 @@ def test_the_first_request_obeys_an_annotation(shop: Callable[..., Any], asynchr
             with httpx.Client(trust_env=False) as client:
                 assert client.post(made.url, content=b"x").status_code == 200
         assert made.served == (1, 0)
-        assert made.counts().mesh == 0
+        assert (made.counts().mesh, made.counts().bare_off) == (0, 1)
 
 
 def test_a_kill_switch_under_load(shop: Callable[..., Any], file: Path) -> None:
@@ -370,6 +370,9 @@ class TestGrpc:
                 self.call(made, channel, 3)
                 asyncio.run(main())
                 assert made.served == (6, 0)
+                lease = made.mesh.target(made.target).service_lease()
+                assert lease.subchannel.target == made.target  # metrics call it so
+                lease.withdraw()
                 file.write_text("")
                 made.look()
                 self.call(made, channel, 4)
@@ -404,6 +407,7 @@ class TestGrpc:
                 with grpc.insecure_channel(host) as channel:
                     channel.unary_unary(UU)(b"x", timeout=10, wait_for_ready=True)
             assert made.served == (1, 0)
+            assert made.counts(made.target).bare_observe == 1
 
 
 WORKERS = """

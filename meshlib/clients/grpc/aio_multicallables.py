@@ -74,7 +74,7 @@ class AioMultiCallable:
 
     def otherwise(self, error: MeshRpcError) -> Any:
         """The method on grpc's own channel, for a call whose host is none of ours; None: the error stands."""
-        if self._bare is None or not is_not_ours(error):
+        if self._bare is None or not is_not_ours(error, self.handle):
             return None
         return self._make(self._bare())
 

@@ -270,7 +270,7 @@ class MultiCallable:
 
     def otherwise(self, error: MeshRpcError, attempts: Attempts) -> Waiting | None:
         """The method on grpc's own channel, for a call whose host is none of ours; None: the error stands."""
-        if self._bare is None or not is_not_ours(error):
+        if self._bare is None or not is_not_ours(error, self.handle):
             return None
         return Waiting(self._make(self._bare()), attempts.wait_for_ready)
 

@@ -14,15 +14,20 @@ import grpc
 
 from meshlib.clients.grpc.status import MeshRpcError
 from meshlib.errors import HeldBack, ServiceNotFound, UnknownPort
+from meshlib.runtime.handle import TargetHandle
+from meshlib.runtime.observed import count_held_back
 
 #: Makes a channel to the same target as grpc itself would.
 Bare = Callable[[], Any]
 
 
-def is_not_ours(error: MeshRpcError) -> bool:
+def is_not_ours(error: MeshRpcError, handle: TargetHandle) -> bool:
     """Whether the host turned out to be nobody we know, the port to be none of the Service's, or the Service to ask
-    that its calls go the bare way."""
-    return isinstance(error.__cause__, (ServiceNotFound, UnknownPort, HeldBack))
+    that its calls go the bare way. Ask once per call: the roll-out counts it."""
+    if isinstance(error.__cause__, HeldBack):
+        count_held_back(handle)
+        return True
+    return isinstance(error.__cause__, (ServiceNotFound, UnknownPort))
 
 
 class Waiting:

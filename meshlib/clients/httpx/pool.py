@@ -31,7 +31,7 @@ from meshlib.runtime.factory import client_identity
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.lease import Lease
 from meshlib.runtime.mesh import Mesh
-from meshlib.runtime.observed import Observed
+from meshlib.runtime.observed import Observed, count_held_back
 from meshlib.runtime.primitives import new_lock
 from meshlib.runtime.process import rebuild_after_fork
 
@@ -129,6 +129,7 @@ class _Pool:
         Service's annotation is part of the first knowledge. Raises HeldBack: nothing was sent, it goes the bare way."""
         if self._handle is None and handle.rollout.lowered:
             lease.withdraw()
+            count_held_back(handle)
             raise HeldBack(f"{handle.target}: {handle.rollout.decision.reason}")
         return lease
 

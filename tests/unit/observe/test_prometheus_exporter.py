@@ -106,6 +106,9 @@ say("one is dead")
 reading = {ERRORS: {("orders", "reset"): 6}}
 write()
 say("the target is gone")
+BUILDER.start(source)
+works[-1]()
+say("started again")
 try:
     BUILDER.start(source, endpoints=True)
 except ConfigError as error:
@@ -134,6 +137,7 @@ def test_several_processes_are_one_page(tmp_path: Path) -> None:
     assert values("two") == [7, 5, 9]
     assert values("one is dead") == [8, 0, 4]
     assert values("the target is gone") == [8, 0, 0]
+    assert values("started again") == [8, 0, 0]
     assert found["two labels"] == ["resolver", "target", "type"]
     assert "PROMETHEUS_MULTIPROC_DIR" in found["refused"]
 

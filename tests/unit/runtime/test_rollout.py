@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from meshlib.discovery.dns import lookup
-from meshlib.errors import AccessDenied, MeshClosed, NotSynced
+from meshlib.errors import AccessDenied, ConfigError, HeldBack, MeshClosed, NotSynced
 from meshlib.model.events import ConfigTaken, EntrySkipped, Event, ModeChanged, SourceFailed
 from meshlib.model.target import TargetDefaults
 from meshlib.model.update import DoesNotExist, Failure
 from meshlib.runtime import process
+from meshlib.runtime import rollout as rollouts
 from meshlib.runtime.config import load_config
+from meshlib.runtime.explicit import UrlHandle
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.mesh import Mesh
 from meshlib.runtime.observed import Observed
@@ -393,6 +397,39 @@ class TestFile:
         assert mesh.rollout.problem == ""
         assert isinstance(events[-1], ConfigTaken)
 
+    @pytest.mark.parametrize("failure", [ConfigError("settings.toml", "too many open files"), MemoryError()])
+    def test_what_could_not_be_read_is_taken_later(
+        self, make: Callable[..., Mesh], file: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+    ) -> None:
+        """A switch that is thrown while the process has no descriptors left counts when it has some again."""
+        mesh = make(file)
+        self.look(mesh)
+        self.write(file, 'mode = "off"')
+
+        def fails(config: object) -> NoReturn:
+            raise failure
+
+        with monkeypatch.context() as patched:
+            patched.setattr(rollouts, "reload_config", fails)
+            with contextlib.suppress(MemoryError):
+                self.look(mesh)
+        self.look(mesh)
+        assert mesh.for_url(*URL) is None
+
+    def test_a_fork_in_the_middle_of_a_look_loses_nothing(
+        self, make: Callable[..., Mesh], file: Path
+    ) -> None:
+        """The parent had seen the change and not read it yet: the child, which has only the fork's thread, reads it."""
+        mesh = make(file)
+        self.look(mesh)
+        self.write(file, 'mode = "off"')
+        watch: Any = mesh.rollout._file
+        wall = watch._wall
+        watch._wall = lambda: wall() + 3600.0
+        assert watch.changed()
+        mesh.after_fork()
+        assert mesh.for_url(*URL) is None
+
     def test_a_file_half_written_is_not_taken(self, make: Callable[..., Mesh], file: Path) -> None:
         """Emptied, to be filled again: an empty file is valid and means on, which nobody meant."""
         self.write(file, 'mode = "off"')
@@ -491,6 +528,22 @@ def test_lowering_closes_idle_connections(make: Callable[..., Mesh], tmp_path: P
     look(mesh)
     assert gone == ["10.0.0.1:80"]
     assert not mesh.target(TARGET).balancer.subchannels[0].removed
+
+
+def test_a_call_that_waited_in_vain_goes_the_bare_way_if_the_mode_was_lowered_meanwhile(
+    make: Callable[..., Mesh], tmp_path: Path
+) -> None:
+    """By host name, nothing is known, and nothing may be: what was waited for is not missed any more."""
+    mesh = make(strict=True, sync_timeout=0.01)
+    handle = UrlHandle(mesh.target("unknown.shop.svc:80"))
+    with pytest.raises(NotSynced):
+        handle.acquire(0.01)
+    (tmp_path / "meshlib.toml").write_text('mode = "off"')
+    look(mesh)
+    with pytest.raises(HeldBack):
+        handle.acquire(0.01)
+    with pytest.raises(HeldBack):
+        asyncio.run(handle.acquire_async(0.01))
 
 
 def test_a_closed_mesh_is_no_trouble_in_off(make: Callable[..., Mesh]) -> None:
