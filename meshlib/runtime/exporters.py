@@ -34,6 +34,9 @@ _gate = threading.Lock()
 #: ever. A thousand times what one call takes.
 PATIENCE = 10.0
 _forking = threading.local()
+#: What is repeated, to be done once more at the end.
+_last: list[Callable[[], None]] = []
+_told = False  #: multiprocessing knows
 
 
 def start_exporter(name: str, **options: Any) -> Stop:
@@ -104,18 +107,37 @@ def repeat(name: str, work: Callable[[], None]) -> Stop:
 
     def begin(runtime: process.ProcessRuntime) -> None:
         runtime.control.spawn(again(), name=name)
-        if (util := sys.modules.get("multiprocessing.util")) is not None:
-            util.Finalize(None, once, exitpriority=0)  # its children end without atexit
 
     forget = process.at_start(begin)
-    atexit.register(once)  # the control thread is not waited for long at the end, and this is short
+    _last.append(once)
+    _end_with_multiprocessing()
 
     def stop() -> None:
         forget()
-        atexit.unregister(once)
+        _last.remove(once)
         over.set()
 
     return stop
+
+
+def _finish() -> None:
+    """At the end of the process: the control thread is not waited for long, and this is short."""
+    for once in tuple(_last):
+        once()
+
+
+atexit.register(_finish)
+
+
+def _end_with_multiprocessing() -> None:
+    """Its processes end without atexit, and have finalizers of their own, which each begins without."""
+    global _told
+    util = sys.modules.get("multiprocessing.util")
+    if util is None or _told:
+        return
+    _told = True
+    util.Finalize(None, _finish, exitpriority=0)
+    util.register_after_fork(_finish, lambda finish: util.Finalize(None, finish, exitpriority=0))
 
 
 def _after_fork_in_child() -> None:
@@ -124,6 +146,8 @@ def _after_fork_in_child() -> None:
 
 
 def _before_fork() -> None:
+    if _last:
+        _end_with_multiprocessing()
     _forking.holds = _gate.acquire(timeout=PATIENCE)
 
 
