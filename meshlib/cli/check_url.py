@@ -14,7 +14,9 @@ from meshlib.cli.settings import command_config
 from meshlib.errors import ConfigError
 from meshlib.model.hosts import HostKind, match_host
 from meshlib.model.target import TargetDefaults
+from meshlib.policies.rollout import decide
 from meshlib.runtime.config import Config, alias_targets, target_defaults
+from meshlib.runtime.config.rollout import wish_for
 from meshlib.runtime.dev_file import find_dev_file
 
 _DECISIONS = {
@@ -42,9 +44,13 @@ def explain_url(url: str, config: Config, defaults: TargetDefaults) -> dict[str,
     match = match_host(parts.scheme, parts.hostname, parts.port, defaults, aliases, config.short_names)
     decision = _DECISIONS[match.kind]
     targets = []
+    held_back = {}
     for target in match.targets:
         instead = dev_file.target(target) if dev_file is not None else target
         settings = config.for_target(str(target), defaults=defaults)
+        staged = decide(wish_for(config, target, defaults))
+        if not staged.everything:
+            held_back[str(target)] = f"{staged} ({staged.reason}; {staged.source})"
         targets.append(
             {
                 "target": str(target),
@@ -52,12 +58,15 @@ def explain_url(url: str, config: Config, defaults: TargetDefaults) -> dict[str,
                 "picker": settings.picker,
                 "picker_source": settings.where,
                 "instead": str(instead) if instead != target else "",
+                "rollout": str(staged),
+                "rollout_reason": staged.reason,
+                "rollout_source": staged.source,
             }
         )
     return {
         "url": url,
         "decision": decision,
-        "meaning": _MEANINGS[decision],
+        "meaning": _MEANINGS[decision] + _but(held_back, len(targets)),
         "kind": match.kind.value,
         "reason": match.reason,
         "targets": targets,
@@ -66,12 +75,24 @@ def explain_url(url: str, config: Config, defaults: TargetDefaults) -> dict[str,
     }
 
 
+def _but(held_back: dict[str, str], targets: int) -> str:
+    """What the configured roll-out takes away, for a target or for several that it treats alike or not."""
+    if not held_back:
+        return ""
+    stages = set(held_back.values())
+    if len(stages) == 1 and len(held_back) == targets:
+        return f" But the roll-out is at: {stages.pop()}."
+    each = ", ".join(f"{stage} for {target}" for target, stage in held_back.items())
+    return f" But the roll-out is at: {each}."
+
+
 @click.command("check-url", epilog=EPILOG)
 @click.argument("url")
 @click.option("--namespace", "-n", default="", help="Namespace to judge from (default: the pod's own).")
 @output_option
 def command(url: str, namespace: str, output: str) -> None:
-    """Say what would happen to requests to URL, and why. Asks nobody: it only reads the configuration.
+    """Say what would happen to requests to URL, and why. Asks nobody: it only reads the configuration,
+    so the roll-out is the configured one, without the Service's annotation.
 
     \b
     Examples:
@@ -90,7 +111,7 @@ def command(url: str, namespace: str, output: str) -> None:
         print_json(found)
     else:
         click.echo(f"{visible(url)}: {found['decision']}")
-        click.echo(f"  {found['meaning']}")
+        click.echo(f"  {visible(found['meaning'])}")
         click.echo(f"  why: {visible(found['reason'])}")
         for target in found["targets"]:
             click.echo(

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from meshlib.cli.app import meshlib
+from meshlib.cli.status.view import _way
 from tests.components.kube import KubeCluster
 
 PAGE = (Path(__file__).parents[2] / "docs" / "incident.md").read_text()
@@ -47,6 +48,16 @@ def test_whose_request_it_is() -> None:
     """Command 1."""
     told("check-url", "http://10.0.0.1/items", says="untouched")
     told("check-url", "http://orders.shop.svc/items", says="balanced")
+
+
+def test_the_roll_out_holds_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Command 1."""
+    monkeypatch.setenv("MESHLIB_MODE", "off")
+    told("check-url", "http://orders.shop.svc/items", says="But the roll-out is at: off")
+    monkeypatch.setenv("MESHLIB_MODE", "on")
+    monkeypatch.setenv("MESHLIB_PERCENT", "5")
+    output = told("check-url", "http://orders.shop.svc/items", says="But the roll-out is at: on at ")
+    assert "on at 5 %" in output
 
 
 def test_nobody_is_ready(shop: tuple[KubeCluster, str]) -> None:
@@ -108,3 +119,16 @@ def test_nobody_listens(shop: tuple[KubeCluster, str], monkeypatch: pytest.Monke
         told(
             "doctor", "-n", name, "--target", f"k8s:///orders.{name}:80", says="endpoints take no connection"
         )
+
+
+@pytest.mark.parametrize("mode", ["off", "observe"])
+def test_a_worker_that_holds_back(mode: str) -> None:
+    """Command 4: the words for it."""
+    shown = _way({"way": "pods", "rollout": {"mode": mode, "percent": 100.0}})
+    assert shown.startswith("calls take the bare way")
+    assert "| `calls take the bare way` |" in PAGE
+
+
+def test_the_comparison_is_before_the_switching_off() -> None:
+    """Command 5: with mode off both of its requests would go the bare way."""
+    assert 0 < PAGE.index("MESHLIB_DISABLED=1") < PAGE.index('mode = "off"')

@@ -73,7 +73,41 @@ def test_json_is_stable() -> None:
     assert set(found) == {
         *("url", "decision", "meaning", "kind", "reason", "targets", "namespace", "cluster_domain"),
     }
-    assert set(found["targets"][0]) == {"target", "authority", "picker", "picker_source", "instead"}
+    assert set(found["targets"][0]) == {
+        *("target", "authority", "picker", "picker_source", "instead"),
+        *("rollout", "rollout_reason", "rollout_source"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("MESHLIB_MODE", "off", "But the roll-out is at: off (mode is off; MESHLIB_MODE)."),
+        ("MESHLIB_MODE", "observe", "But the roll-out is at: observe (mode is observe; MESHLIB_MODE)."),
+        ("MESHLIB_PERCENT", "5", "But the roll-out is at: on at 5 % (percent is 5; MESHLIB_PERCENT)."),
+        (
+            "MESHLIB_ALLOW_TARGETS",
+            "stock.shop.svc",
+            "But the roll-out is at: off (not in the list allow_targets; MESHLIB_ALLOW_TARGETS).",
+        ),
+    ],
+)
+def test_the_roll_out_is_said(variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the roll-out holds back is not called balanced without a word."""
+    plain = CliRunner().invoke(meshlib, ["check-url", "http://orders.shop.svc/"]).output
+    assert "roll-out" not in plain
+    monkeypatch.setenv(variable, value)
+    assert words in CliRunner().invoke(meshlib, ["check-url", "http://orders.shop.svc/"]).output
+    assert "roll-out" not in CliRunner().invoke(meshlib, ["check-url", "http://127.0.0.1/"]).output
+
+
+def test_the_roll_out_of_one_of_several_targets_is_said() -> None:
+    """A short name may be one of several Services, of which one is held back by its own table."""
+    config = load_config({"target": {"orders.shop.svc:80": {"mode": "off"}}}, {})
+    found = explain_url("http://orders.shop/", config, POD)
+    held_back = [target["target"] for target in found["targets"] if target["rollout"] == "off"]
+    assert len(held_back) == 1 < len(found["targets"])
+    assert f" for {held_back[0]}." in found["meaning"]
 
 
 def test_untouched_exits_with_1() -> None:

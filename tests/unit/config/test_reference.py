@@ -35,6 +35,16 @@ def test_the_page_is_current() -> None:
     assert script["page"](text) == text
 
 
+def test_variables_are_written_as_the_page_says() -> None:
+    """Its example: a plain value, a number, a list with commas and no brackets, a table as JSON."""
+    block = (ROOT / "docs" / "configuration.md").read_text().split("```text\n")[1].split("```")[0]
+    config = load_config(environ=dict(line.split("=", 1) for line in block.splitlines()))
+    assert config.strict is True
+    assert config.sync_timeout == 0.5
+    assert config.allow_targets == ("orders.shop.svc", "k8s:///stock.shop:http")
+    assert config.aliases == {"orders.internal": "k8s:///orders.shop:http"}
+
+
 def words_of(kind: str) -> list[str]:
     return [part.strip("` ").strip('"') for part in kind.split(",") if part.strip("` ").startswith('"')]
 
