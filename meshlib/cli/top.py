@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meshlib.cli.exits import NEGATIVE
+from meshlib.cli.exits import NEGATIVE, UNKNOWN
 from meshlib.cli.output import visible
+from meshlib.cli.status.ask import Worker
 from meshlib.cli.status.command import look, nobody
 from meshlib.cli.status.layout import make_table, new_console
 from meshlib.cli.status.rates import Line, Look, Picture, picture
-from meshlib.cli.status.view import latency
+from meshlib.cli.status.view import latency, print_leftovers
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,13 +30,19 @@ _FRAME = 7
 _FIGURES = ("WORKERS", "MEMBERS", "REQ/S", "FAIL/S", "NOW", "BARE/S", "LATENCY")
 
 
-def draw(seen: Picture, workers: int, seconds: float, width: int, height: int) -> RenderableType:
-    """Both tables in ``width`` and ``height``; the busiest endpoints have the right to the room."""
+def draw(
+    seen: Picture, workers: int, seconds: float, width: int, height: int, silent: int = 0
+) -> RenderableType:
+    """Both tables in ``width`` and ``height``; the busiest endpoints have the right to the room.
+
+    ``silent``: how many workers did not answer.
+    """
     from rich.console import Group
     from rich.text import Text
 
     clock = time.strftime("%H:%M:%S")
     head = Text(f"meshlib top  {clock}  {workers} workers, the last {seconds:.1f} s  (q ends)", "bold")
+    missing = [Text(_without_answer(silent), "bold")] if silent else []
     columns = ("TARGET", "WAY", "WORKERS", "MEMBERS", "REQ/S", "FAIL/S", "NOW", "BARE/S")
     rows = [
         (
@@ -51,7 +58,7 @@ def draw(seen: Picture, workers: int, seconds: float, width: int, height: int) -
         for line in seen.targets
     ]
     targets = make_table(columns, rows, width, 0, _FIGURES)
-    shown = busiest(seen.endpoints, max(1, height - _FRAME - len(seen.targets)))
+    shown = busiest(seen.endpoints, max(1, height - _FRAME - len(missing) - len(seen.targets)))
     heads = ("ENDPOINT", "STATE", "REQ/S", "FAIL/S", "NOW", "LATENCY", "TARGET")
     lines = [
         (
@@ -68,7 +75,7 @@ def draw(seen: Picture, workers: int, seconds: float, width: int, height: int) -
     endpoints = make_table(heads, lines, width, heads.index("TARGET"), _FIGURES)
     more = len(seen.endpoints) - len(shown)
     tail = [Text(f"and {more} more endpoints", "dim")] if more else []
-    return Group(head, Text(), targets, Text(), endpoints, *tail)
+    return Group(head, *missing, Text(), targets, Text(), endpoints, *tail)
 
 
 def busiest(lines: Sequence[tuple[str, Line]], room: int) -> list[tuple[str, Line]]:
@@ -91,9 +98,18 @@ def _range(numbers: set[int]) -> str:
     return str(min(numbers)) if len(numbers) == 1 else f"{min(numbers)}-{max(numbers)}"
 
 
-def _take(pid: int | None) -> Look:
-    _, workers, _ = look(pid, ENDPOINTS, others=False)
+def _without_answer(silent: int) -> str:
+    return f"{silent} WITHOUT AN ANSWER (meshlib status)"
+
+
+def _by_socket(workers: Sequence[Worker]) -> Look:
     return {str(worker.socket): worker.found for worker in workers}
+
+
+def _take(pid: int | None) -> tuple[Look, int]:
+    """Those that answer, and how many do not."""
+    _, workers, silent = look(pid, ENDPOINTS, others=False)
+    return _by_socket(workers), len(silent)
 
 
 @contextlib.contextmanager
@@ -129,20 +145,23 @@ def _live(pid: int | None, interval: float, first: Look) -> None:
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         live.update(Text(f"{len(first)} workers; the first rates in {interval:g} s (q ends)"), refresh=True)
         while not pressed(interval):
-            after, now = _take(pid), time.monotonic()
-            seen = picture(before, after)
-            live.update(draw(seen, len(after), now - begun, console.width, console.height), refresh=True)
+            after, silent = _take(pid)
+            now, seen = time.monotonic(), picture(before, after)
+            drawn = draw(seen, len(after), now - begun, console.width, console.height, silent)
+            live.update(drawn, refresh=True)
             before, begun = after, now
 
 
 def _once(pid: int | None, interval: float, first: Look) -> None:
     time.sleep(interval)
-    after, console = _take(pid), new_console()
-    console.print(draw(picture(first, after), len(after), interval, console.width, sys.maxsize))
+    (after, silent), console = _take(pid), new_console()
+    console.print(draw(picture(first, after), len(after), interval, console.width, sys.maxsize, silent))
 
 
 @click.command(
-    "top", epilog="Exit codes: 0 ended by q, by Ctrl-C or after one picture; 1 no running program was found."
+    "top",
+    epilog="Exit codes: 0 ended by q, by Ctrl-C or after one picture; 1 no running program was found; 3 none of those "
+    "found answered.",
 )
 @click.option("--pid", type=click.IntRange(min=1), help="Only the process of this number.")
 @click.option(
@@ -154,7 +173,7 @@ def _once(pid: int | None, interval: float, first: Look) -> None:
 )
 def command(pid: int | None, interval: float) -> None:
     """Show what the running programs of this machine or container do right now: requests and failures per second and
-    requests in flight, by target and by endpoint. q or Ctrl-C ends.
+    requests in flight, by target and by endpoint. The head counts those that do not answer. q or Ctrl-C ends.
 
     Without a terminal it prints one picture: of the first interval.
 
@@ -165,11 +184,14 @@ def command(pid: int | None, interval: float) -> None:
       meshlib top --interval 10 > now.txt
     """
     try:
-        first = _take(pid)
-        if not first:
-            found, _, _ = look(pid, 0, others=False)
+        found, workers, silent = look(pid, ENDPOINTS, others=False)
+        if not workers and silent:
+            print_leftovers(found, silent)
+            raise SystemExit(UNKNOWN)
+        if not workers:
             click.echo(visible(nobody(found, pid)), err=True)
             raise SystemExit(NEGATIVE)
+        first = _by_socket(workers)
         if sys.stdin.isatty() and sys.stdout.isatty():
             _live(pid, interval, first)
         else:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from meshlib.cli.status.find import Socket
-from meshlib.runtime.report_form import SCHEMA
+from meshlib.runtime.report_form import SCHEMA, ProcessReport
 from meshlib.runtime.status_place import peer_of
 from meshlib.runtime.status_socket import MAX_ANSWER
 
@@ -19,6 +21,8 @@ from meshlib.runtime.status_socket import MAX_ANSWER
 PATIENCE = 5.0
 #: Bytes of one line: 250 endpoints with the longest names there can be, or the details of a resolver.
 MAX_LINE = 1 << 20
+#: What an answer raises that is no meshlib's, or one's of another time.
+_NOT_UNDERSTOOD = (ValueError, LookupError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ async def _ask(socket: Socket, question: bytes) -> Worker | Silent:
         return Silent(socket, f"only user {socket.uid} and root may ask")
     except (OSError, EOFError) as error:
         return Silent(socket, f"{error}" or repr(error))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # it is no meshlib, or of another time
+    except _NOT_UNDERSTOOD as error:
         return Silent(socket, f"an answer that is not understood: {error!r}")
 
 
@@ -90,7 +94,7 @@ async def _assemble(reader: asyncio.StreamReader) -> dict[str, Any]:
         if "end" in part:
             if not found:
                 raise EOFError("an empty answer")
-            return found
+            return _checked(found)
         if "process" in part:
             found = {**part["process"], "targets": []}
             if found["schema"] != SCHEMA:
@@ -105,5 +109,12 @@ async def _assemble(reader: asyncio.StreamReader) -> dict[str, Any]:
             target["endpoints"] += part["endpoints"]
             target["left_out"] += part["left_out"]
         elif "cut" in part:
-            found["cut"] = part["cut"]
+            found["cut"] = str(part["cut"])
     raise EOFError("the answer ended in the middle")
+
+
+def _checked(found: dict[str, Any]) -> dict[str, Any]:
+    """The document with every key that the tables use. Raises MsgspecError or KeyError for one that lacks."""
+    report = msgspec.convert(found, ProcessReport)
+    _ = report.versions["meshlib"], [target.rollout.requests["mesh"] for target in report.targets]
+    return {**found, **msgspec.to_builtins(report)}

@@ -7,8 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from meshlib.cli import top
+from meshlib.cli.app import meshlib
+from meshlib.cli.status.ask import Silent, Worker
+from meshlib.cli.status.find import Found, Socket
 from meshlib.cli.status.layout import shortened
 from meshlib.cli.status.rates import picture
 from meshlib.cli.status.view import SHOWN, latency, most_telling, print_worker, print_workers
@@ -242,6 +247,22 @@ def test_two_meshes_of_one_worker_are_counted_once() -> None:
     seen = picture(before, {"a": worker(1, *both, at=101.0)})
     assert seen.targets[0].requests == 9.0
     assert seen.endpoints[0][1].requests == 8.0
+
+
+def test_top_tells_of_those_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the head while others answer; when all are silent, who they are, with the code of what is not known."""
+    mute = Silent(Socket(b"\0mute", 0, 7), "too busy")
+    found, workers = Found([mute.socket]), [Worker(Socket(b"\0told", 0, 1), worker(1, target(endpoint(1))))]
+    monkeypatch.setattr(top, "look", lambda *_, **__: (found, workers, [mute]))
+    told = CliRunner().invoke(meshlib, ["top", "--interval", "0.2"])
+    assert told.exit_code == 0
+    assert "1 workers" in told.output
+    assert "1 WITHOUT AN ANSWER (meshlib status)" in told.output
+    workers.clear()
+    silent = CliRunner().invoke(meshlib, ["top"])
+    assert silent.exit_code == 3
+    assert "no answer from process 7 (@mute): too busy" in silent.output
+    assert "Check that" not in silent.output
 
 
 def test_the_busiest_have_the_room() -> None:
