@@ -10,7 +10,7 @@ import click
 
 from meshlib.cli.exits import EPILOG, NEGATIVE, OK, UNKNOWN, stop
 from meshlib.cli.output import age, output_option, print_json, print_table, visible
-from meshlib.cli.settings import command_config
+from meshlib.cli.settings import command_config, quiet
 from meshlib.errors import MeshError
 from meshlib.runtime.handle import TargetHandle
 from meshlib.runtime.mesh import Mesh
@@ -184,7 +184,7 @@ def command(
     """
     config = command_config(namespace=namespace, kubeconfig=kubeconfig, context=context)
     try:
-        with Mesh(config=config) as mesh:
+        with Mesh(config=quiet(config)) as mesh:
             handle = mesh.target(target)
             _wait(handle, timeout)
             found = describe(handle)

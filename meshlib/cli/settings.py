@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from meshlib.cli.exits import stop
@@ -15,8 +16,7 @@ def command_config(
     """Load the configuration with a command's options on top; prints the error and exits 2 when it is wrong."""
     try:
         config = load_config()
-        # A command is nobody that `meshlib status` should find.
-        code: dict[str, Any] = {"status_socket": "off"}
+        code: dict[str, Any] = {}
         kubernetes = {"kubeconfig": kubeconfig, "context": context}
         chosen: dict[str, Any] = {key: value for key, value in kubernetes.items() if value}
         if "allow_kubeconfig" not in config.discovery.get("k8s", {}):
@@ -30,3 +30,8 @@ def command_config(
         return load_config(code)
     except ConfigError as error:
         stop(error)
+
+
+def quiet(config: Config) -> Config:
+    """``config`` for the Mesh of a command: nobody that `meshlib status` should find, or whose figures are wanted."""
+    return replace(config, status_socket="off", exporters=())

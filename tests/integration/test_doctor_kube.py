@@ -135,7 +135,7 @@ def test_our_clock_is_wrong(place: Place, hours: int) -> None:
 
 def test_another_mesh_that_has_not_started(place: Place) -> None:
     """By the pod's own manifest, for an init container; not allowed to read it is a note."""
-    assert "may not be read" in told(place.look(), "mesh", Level.NOTE)
+    assert "could not be read" in told(place.look(), "mesh", Level.NOTE)
     place.kube.grant(place.namespace, "app", LOOKING)
     place.pod("app", "istio-proxy")
     assert "an Istio sidecar is in this pod: meshlib stands back" in told(place.look(), "mesh", Level.NOTE)
@@ -173,7 +173,7 @@ def test_connections_that_are_dropped(place: Place, monkeypatch: pytest.MonkeyPa
         place.policy("of-others", "Egress", {"matchLabels": {"app": "stock"}})
         found = told(place.look(place.target), "targets", Level.LACK)
     assert f"1 of 1 endpoints drop connections (no answer from {address})" in blind
-    assert "NetworkPolicies may not be read here" in blind
+    assert "NetworkPolicies could not be read here" in blind
     space = place.namespace
     assert f"may stand in between: {space}/no-egress (egress), {space}/only-orders (ingress)\n" in found
 

@@ -25,11 +25,11 @@ class Api:
         return await self.client.get(path, params=params, extensions=self.extensions)
 
     async def object(self, path: str, **params: Any) -> dict[str, Any] | None:
-        """The document, or None when it may not be read, does not exist, or is none."""
-        answer = await self.get(path, **params)
+        """The document, or None when it may not be read, does not exist, is none, or does not come in time."""
         try:
+            answer = await self.get(path, **params)
             found = json.loads(answer.content) if answer.status_code == 200 else None
-        except ValueError:
+        except (httpx.HTTPError, ValueError):
             return None
         return found if isinstance(found, dict) else None
 

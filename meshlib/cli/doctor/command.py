@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from meshlib import __version__
 from meshlib.cli.doctor.doubled import check_aliases, check_environment_balancing, check_source
 from meshlib.cli.doctor.findings import Finding, Level
 from meshlib.cli.doctor.libraries import check_environment, check_libraries, check_plugins
-from meshlib.cli.doctor.place import check_config, check_dev_file, check_names, check_place, config_values
+from meshlib.cli.doctor.place import check_config, check_dev_file, check_names, check_place
 from meshlib.cli.doctor.together import Asked, examine_cluster
 from meshlib.cli.doctor.versions import check_bounds, check_python
 from meshlib.cli.exits import NEGATIVE, OK
@@ -22,6 +23,7 @@ from meshlib.cli.output import output_option, print_json, print_table, visible
 from meshlib.cli.settings import command_config
 from meshlib.runtime.config import Config, alias_targets, target_defaults
 from meshlib.runtime.config.checks import MAX_CONNECTIONS
+from meshlib.runtime.config.values import config_values
 from meshlib.runtime.place import sidecar
 
 _MARKS = {Level.OK: "ok", Level.NOTE: "note", Level.LACK: "LACKS"}
@@ -58,7 +60,7 @@ def report(config: Config, findings: list[Finding]) -> dict[str, Any]:
             {"area": finding.area, "level": finding.level.value, "what": finding.what, "fix": finding.fix}
             for finding in findings
         ],
-        "configuration": config_values(config),
+        "configuration": [msgspec.to_builtins(row) for row in config_values(config)],
     }
 
 

@@ -38,7 +38,7 @@ async def check_neighbours(
         return [
             note(
                 _AREA,
-                f"the pod {namespace}/{name or '?'} may not be read, so only a mesh that runs already is seen",
+                f"the pod {namespace}/{name or '?'} could not be read, so only a mesh that runs already is seen",
                 "grant get on pods to the service account for this check, or run doctor in the application's container",
             )
         ]

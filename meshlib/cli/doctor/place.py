@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from meshlib.cli.doctor.findings import Finding, lack, note, ok
 from meshlib.errors import ConfigError
 from meshlib.model.target import TargetDefaults
 from meshlib.runtime.config import Config
-from meshlib.runtime.config.keys import ADDRESS, SCALARS, KeyPath, dotted
 from meshlib.runtime.dev_file import find_dev_file
 
 _DOWNWARD = (
@@ -47,35 +45,6 @@ def check_dev_file(environ: Mapping[str, str], defaults: TargetDefaults) -> Iter
         )
     elif found.ignored:
         yield note(area, found.ignored)
-
-
-def config_values(config: Config) -> list[dict[str, Any]]:
-    """Every setting with its value and the place it came from."""
-    return [
-        {"key": dotted(path), "value": _plain(value), "source": config.source(*path)}
-        for path, value in _entries(config)
-    ]
-
-
-def _entries(config: Config) -> Iterable[tuple[KeyPath, Any]]:
-    for key in SCALARS:
-        yield (key,), getattr(config, key)
-    for key in ADDRESS:
-        yield ("address", key), getattr(config.address, key)
-    for host, target in config.aliases.items():
-        yield ("aliases", host), target
-    for table, entries in (("discovery", config.discovery), ("target", config.target)):
-        for name, settings in entries.items():
-            for key, value in settings.items():
-                yield (table, name, key), value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, tuple):
-        return [str(item) for item in value]
-    return value
 
 
 def check_place(

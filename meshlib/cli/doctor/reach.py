@@ -45,8 +45,13 @@ async def check_targets(
     """Discovers each target as the library does, and connects to a few of its endpoints, sending nothing."""
     findings: list[Finding] = []
     counts: dict[str, int] = {}
-    with suppress(MeshError):  # each target says below what it lacks
-        await ready(list(targets), timeout=SYNC, mesh=mesh)
+    known: list[str] = []
+    for text in targets:
+        with suppress(MeshError):  # each target says below what it lacks
+            mesh.target(text)
+            known.append(text)
+    with suppress(MeshError):
+        await ready(known, timeout=SYNC, mesh=mesh)
     for text in targets:
         try:
             handle = mesh.target(text)
@@ -137,7 +142,9 @@ async def _blocked(
 ) -> Finding:
     names = await policies(target)
     if names is None:
-        whose = "NetworkPolicies may not be read here; look with: kubectl get networkpolicy --all-namespaces"
+        whose = (
+            "NetworkPolicies could not be read here; look with: kubectl get networkpolicy --all-namespaces"
+        )
     elif names:
         whose = "NetworkPolicies that may stand in between: " + ", ".join(names)
     else:

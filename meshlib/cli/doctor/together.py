@@ -13,7 +13,8 @@ from meshlib.cli.doctor.findings import Finding, lack
 from meshlib.cli.doctor.limits import check_limits
 from meshlib.cli.doctor.neighbours import check_neighbours
 from meshlib.cli.doctor.reach import Policies, Reached, check_targets, policies_between
-from meshlib.errors import TargetError
+from meshlib.cli.settings import quiet
+from meshlib.errors import ConfigError, TargetError
 from meshlib.model.target import Target, TargetDefaults
 from meshlib.runtime.config import Config
 from meshlib.runtime.mesh import Mesh
@@ -42,7 +43,11 @@ async def examine_cluster(
     async def look(api: Api | None, cluster: Cluster) -> list[Finding]:
         if not targets:
             return []
-        with Mesh(config=config) as mesh:
+        try:
+            mesh = Mesh(config=quiet(config))
+        except ConfigError as error:
+            return [lack("configuration", f"no target can be looked at: {error}", "mend what it names")]
+        with mesh:
             found = await check_targets(mesh, tuple(targets), cluster.vips, _policies(api, environ, defaults))
             await asyncio.to_thread(mesh.close)
         reached.append(found)
@@ -92,7 +97,6 @@ def _policies(api: Api | None, environ: Mapping[str, str], defaults: TargetDefau
     async def policies(target: Target) -> list[str] | None:
         if api is None:
             return None
-        names: list[str] = []
         pod = environ.get("POD_NAME") or environ.get("HOSTNAME", "")
         own = f"/api/v1/namespaces/{defaults.namespace}/pods/{pod}"
         egress = await listed(defaults.namespace, "Egress", await labels_of(own, "metadata", "labels"))
@@ -100,10 +104,8 @@ def _policies(api: Api | None, environ: Mapping[str, str], defaults: TargetDefau
         if target.scheme == "k8s":
             service = f"/api/v1/namespaces/{target.namespace}/services/{target.name}"
             ingress = await listed(target.namespace, "Ingress", await labels_of(service, "spec", "selector"))
-        if egress is None and ingress is None:
-            return None
-        for found in (egress, ingress):
-            names += found or []
-        return names
+        names = [*(egress or []), *(ingress or [])]
+        # None found is an answer only where we were allowed to look.
+        return None if not names and (egress is None or ingress is None) else names
 
     return policies

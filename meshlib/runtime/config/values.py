@@ -27,7 +27,7 @@ class Value(msgspec.Struct, frozen=True):
 def config_values(config: Config) -> Iterator[Value]:
     """Every setting in force, plain enough for JSON. Tables are given entry by entry, with the source of each."""
     for path, value in _entries(config):
-        shown = HIDDEN if _may_be_secret(path) else _plain(value)
+        shown = HIDDEN if _may_be_secret(path) else _plain(value, hiding=path[0] == "discovery")
         yield Value(dotted(path), shown, config.source(*path))
 
 
@@ -49,12 +49,20 @@ def _may_be_secret(path: KeyPath) -> bool:
         return False
     if path[1] == "k8s":
         return path[2] == "environ" or path[2] not in KUBERNETES
-    return any(word in path[2].lower() for word in _SECRET)
+    return _sounds_secret(path[2])
 
 
-def _plain(value: Any) -> Any:
+def _sounds_secret(name: str) -> bool:
+    return any(word in name.lower() for word in _SECRET)
+
+
+def _plain(value: Any, *, hiding: bool) -> Any:
+    """``hiding``: what stands under the name of a secret is not shown, at any depth."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return {
+            str(key): HIDDEN if hiding and _sounds_secret(str(key)) else _plain(item, hiding=hiding)
+            for key, item in value.items()
+        }
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, hiding=hiding) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
 from meshlib.cli.app import meshlib
-from meshlib.cli.doctor import libraries
+from meshlib.cli.doctor import libraries, together
+from meshlib.cli.doctor.api import Api
 from meshlib.cli.doctor.cluster import check_cluster
+from meshlib.cli.doctor.command import report
 from meshlib.cli.doctor.findings import Finding, Level
 from meshlib.cli.doctor.libraries import check_environment, check_libraries, check_plugins
-from meshlib.cli.doctor.place import check_config, check_names, check_place, config_values
-from meshlib.model.target import TargetDefaults
+from meshlib.cli.doctor.place import check_config, check_names, check_place
+from meshlib.cli.doctor.together import Asked, examine_cluster
+from meshlib.cli.settings import quiet
+from meshlib.model.target import Target, TargetDefaults
+from meshlib.runtime import dev_file
 from meshlib.runtime.config import load_config
+from meshlib.runtime.config.rollout import with_live_keys
+from meshlib.runtime.mesh import Mesh
 from meshlib.testing.fake_apiserver import Connection, FakeApiServer, Request
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
 SEARCH = TargetDefaults(search=("shop.svc.cluster.local", "svc.cluster.local"), ndots=5)
+DENY = {"metadata": {"namespace": "own", "name": "deny"}, "spec": {"policyTypes": ["Ingress", "Egress"]}}
 
 
 def texts(findings: list[Finding], level: Level) -> str:
@@ -117,12 +128,100 @@ def test_every_setting_has_its_source() -> None:
         },
         {"MESHLIB_ADDRESS_ALLOW": "10.0.0.0/8"},
     )
-    rows = {row["key"]: (row["value"], row["source"]) for row in config_values(config)}
+    rows = {row["key"]: (row["value"], row["source"]) for row in report(config, [])["configuration"]}
     assert rows["strict"] == (False, "default")
     assert rows["address.allow"] == (["10.0.0.0/8"], "MESHLIB_ADDRESS_ALLOW")
     assert rows['aliases."orders.internal"'] == ("dns:///a:1", 'code: aliases."orders.internal"')
     assert rows["discovery.k8s.context"] == ("c", "code: discovery.k8s.context")
     assert rows['target."dns:///a:1".picker'] == ("random", 'code: target."dns:///a:1".picker')
+
+
+def test_secrets_of_resolvers_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """People paste what doctor prints; and the command's own doings are no setting of anybody's."""
+    (tmp_path / "meshlib.toml").write_text(
+        '[discovery.consul]\ntoken = "hunter2"\nhttp = {auth = "hunter2"}\n'
+    )
+    monkeypatch.setenv("MESHLIB_CONFIG", str(tmp_path / "meshlib.toml"))
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "MESHLIB_STATUS_SOCKET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = CliRunner().invoke(meshlib, ["doctor", "-o", "json"])
+    rows = {row["key"]: row for row in json.loads(result.output)["configuration"]}
+    assert rows["discovery.consul.token"]["value"] == "(set, not shown)"
+    assert "hunter2" not in result.output
+    assert rows["status_socket"] == {"key": "status_socket", "value": "auto", "source": "default"}
+
+
+def test_targets_are_looked_at_by_a_quiet_mesh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the application's exporters nor a status socket; and a Mesh that cannot be made is a finding."""
+    meshes: list[Mesh] = []
+    begin = Mesh.__init__
+
+    def noted(mesh: Mesh, **arguments: Any) -> None:
+        begin(mesh, **arguments)
+        meshes.append(mesh)
+
+    monkeypatch.setattr(Mesh, "__init__", noted)
+    monkeypatch.setattr(dev_file, "SERVICE_ACCOUNT_DIR", str(tmp_path))  # the tests may run in a pod
+    monkeypatch.chdir(tmp_path)
+    config = load_config({"exporters": ["nobody_has_it"]}, environ={})
+    asked = Asked(targets=("static:///127.0.0.1:1",))
+    kept = {"KUBECONFIG": str(tmp_path / "none")}
+
+    def look() -> list[Finding]:
+        return asyncio.run(examine_cluster(config, SEARCH, kept, asked))
+
+    assert any("127.0.0.1:1" in one.what for one in look())
+    assert [(mesh.config.exporters, mesh.config.status_socket) for mesh in meshes] == [((), "off")]
+    # What the file says later of the roll-out does not bring them back.
+    later = with_live_keys(quiet(config), replace(config, percent=5.0))
+    assert (later.exporters, later.status_socket, later.percent) == ((), "off", 5.0)
+    (tmp_path / "meshlib.dev.toml").write_text("[replace]\norders = 0\n")
+    for name in POD:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MESHLIB_ENV", "dev")
+    assert "meshlib.dev.toml" in texts([one for one in look() if one.area == "configuration"], Level.LACK)
+
+
+def test_a_slow_optional_question_costs_its_own_answer_only() -> None:
+    """No answer in time is no document, not an API server that is away."""
+
+    def slow(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("slow")
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(slow), base_url="http://api") as client:
+            assert await Api(client, {}).object("/api/v1/namespaces/shop/pods/web") is None
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("denied", "items", "found"),
+    [
+        ("", [], []),
+        ("own", [], None),
+        ("shop", [], None),
+        ("shop", [DENY], ["own/deny (egress)"]),
+    ],
+)
+def test_no_policy_is_said_only_after_a_look(
+    denied: str, items: list[dict[str, Any]], found: list[str] | None
+) -> None:
+    """One of both lists that may not be read leaves it open, unless the other one has somebody to name."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        namespace = request.url.path.split("/")[-2]
+        if not request.url.path.endswith("/networkpolicies"):
+            return httpx.Response(404)
+        return httpx.Response(403) if namespace == denied else httpx.Response(200, json={"items": items})
+
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://api") as client:
+            policies = together._policies(Api(client, {}), {}, replace(SEARCH, namespace="own"))
+            assert await policies(Target.parse("k8s:///orders.shop:80")) == found
+
+    asyncio.run(main())
 
 
 def test_unknown_place_in_a_pod_comes_with_the_downward_api() -> None:

@@ -233,15 +233,16 @@ def test_descriptors_against_the_planned_connections() -> None:
     assert len(list(check_limits({}, 10, 50))) == 1
 
 
+async def _nobody(target: Target) -> None:
+    return None
+
+
 def test_targets_are_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real sockets: one that takes connections, one that refuses, one that drops; no policies may be read."""
 
-    async def nobody(target: Target) -> None:
-        return None
-
     async def look(*targets: str) -> list[Finding]:
         with Mesh(config=load_config({"sync_timeout": 60})) as mesh:
-            found = await check_targets(mesh, targets, {}, nobody)
+            found = await check_targets(mesh, targets, {}, _nobody)
             await asyncio.to_thread(mesh.close)
         assert len(found.endpoints) == sum("static" in target for target in targets)
         return found.findings
@@ -261,6 +262,25 @@ def test_targets_are_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "kubectl get networkpolicy" in dropped.fix
     (unknown,) = asyncio.run(look("nowhere:///orders"))
     assert "nowhere" in unknown.what
+
+
+def test_one_refused_target_does_not_keep_the_others_from_their_start(tmp_path: Path) -> None:
+    """An unknown scheme is a finding of its own; the file beside it is read as ever."""
+    (tmp_path / "shop.yaml").write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: orders, namespace: shop}\n"
+        "spec: {clusterIP: 10.96.0.8, ports: [{name: http, port: 80}]}\n"
+    )
+
+    async def look() -> list[Finding]:
+        targets = ("nowhere:///orders", f"file://{tmp_path}#shop/orders:http")
+        with Mesh(config=load_config({"exporters": [], "status_socket": "off"}, environ={})) as mesh:
+            found = await check_targets(mesh, targets, {}, _nobody)
+            assert mesh.target(targets[1]).synced
+            await asyncio.to_thread(mesh.close)
+        return found.findings
+
+    refused, _ = asyncio.run(look())
+    assert "nowhere" in refused.what
 
 
 def test_the_dev_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from meshlib.cli.app import meshlib
+from meshlib.runtime import mesh
 
 MANIFESTS = """
 apiVersion: v1
@@ -64,6 +65,15 @@ def test_who_gets_traffic_who_not_and_why(folder: Path) -> None:
     assert found["events"]["endpoints_changed"] >= 1
     assert found["source"]["name"].startswith("file")
     assert found["age"] >= 0
+
+
+def test_the_application_s_exporters_are_not_started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look by hand is no process to be measured."""
+    monkeypatch.setenv("MESHLIB_EXPORTERS", "nobody_has_it")
+    started: list[object] = []
+    monkeypatch.setattr(mesh, "start_configured", lambda names, place: started.append(names))
+    assert resolve(f"file://{folder}#shop/orders:http").exit_code == 0
+    assert started == [()]
 
 
 def test_json_keys_are_stable(folder: Path) -> None:

@@ -40,6 +40,15 @@ def test_what_may_be_a_secret_is_only_named(key: str) -> None:
     assert "hunter2" not in str(found)
 
 
+def test_a_secret_within_tables_and_lists_is_only_named() -> None:
+    """Whatever depth a resolver's settings have; what stands beside it is shown."""
+    found = rows(
+        {"discovery": {"consul": {"http": {"token": "hunter2", "peers": [{"port": 1, "key": "hunter2"}]}}}}
+    )
+    shown = {"token": HIDDEN, "peers": [{"port": 1, "key": HIDDEN}]}
+    assert found["discovery.consul.http"][0] == shown
+
+
 def test_what_we_know_is_shown() -> None:
     """Kubernetes' own settings are paths and switches; the stand-in for the environment is not shown."""
     found = rows({"discovery": {"k8s": {"kubeconfig": "/etc/kube", "environ": {"X_TOKEN": "hunter2"}}}})
