@@ -208,6 +208,6 @@ class Completion:
                 return
             self._done = True
         self.lease.done(failed)
+        self.transport.end()
         if failed:
             TALLY.add(ERRORS, self.lease.subchannel.target, kind)
-        self.transport.end()

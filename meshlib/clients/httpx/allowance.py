@@ -71,8 +71,8 @@ class Allowance:
         with self._lock:
             if self.used >= self.cap:
                 return False
+            TALLY.add(OPENED, PROTOCOL)  # first: a Ctrl-C in there must leave no place taken
             self.used += 1
-        TALLY.add(OPENED, PROTOCOL)
         return True
 
     def crowded(self) -> bool:
@@ -87,8 +87,8 @@ class Allowance:
         with self._lock:
             if 2 * (self.used + 1) > self.cap:
                 return False
+            TALLY.add(OPENED, PROTOCOL)
             self.used += 1
-        TALLY.add(OPENED, PROTOCOL)
         return True
 
     def give_back(self, connections: int = 1) -> None:

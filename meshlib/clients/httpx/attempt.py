@@ -191,8 +191,9 @@ def _end(lease: Lease, fault: Fault) -> None:
     blamed = is_blamed(fault)
     if blamed:
         lease.responded(failed=True)
-        TALLY.add(ERRORS, lease.subchannel.target, fault.value.replace("-", "_"))
     lease.done(failed=blamed)
+    if blamed:
+        TALLY.add(ERRORS, lease.subchannel.target, fault.value.replace("-", "_"))
 
 
 class _Budget:
