@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
 
 from meshlib.model.events import Event
 from meshlib.observe import event_counts
@@ -12,14 +12,14 @@ from meshlib.observe.hooks import Hooks
 from meshlib.observe.log import LogEvents
 from meshlib.observe.tally import Tally
 
-if TYPE_CHECKING:
-    from threading import Lock
-
 
 class Observer:
-    """An ``EventSink``, safe from any thread. ``now``: monotonic seconds; ``new_lock``: the runtime makes locks."""
+    """An ``EventSink``, safe from any thread. ``now``: monotonic seconds; ``new_lock``: the runtime makes locks,
+    reentrant ones: a finalizer may emit in the middle of another event."""
 
-    def __init__(self, now: Callable[[], float], new_lock: Callable[[], Lock]) -> None:
+    def __init__(
+        self, now: Callable[[], float], new_lock: Callable[[], AbstractContextManager[object]]
+    ) -> None:
         self._new_lock = new_lock
         self.counters = Counters(new_lock())
         self.hooks = Hooks(new_lock(), on_failure=lambda: self.counters.add("subscriber_failed"))

@@ -10,7 +10,7 @@ from meshlib.model.events import Event, EventSink
 from meshlib.observe import Observer
 from meshlib.runtime.clock import SYSTEM
 
-_observer = Observer(SYSTEM.now, threading.Lock)
+_observer = Observer(SYSTEM.now, threading.RLock)
 #: What the clients and the runtime itself count for the metrics: failures, connections. Any thread.
 TALLY = _observer.tally
 os.register_at_fork(after_in_child=_observer.after_fork)
